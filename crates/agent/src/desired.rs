@@ -1,0 +1,38 @@
+//! The compiled wish: everything the reconciler needs to know about the cluster, as plain values.
+
+use ipnet::Ipv4Net;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// What the datapath does with a destination, and what it believes of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefix {
+    /// A block of this node.
+    LocalBlock,
+    /// A block of another node, reached through the tunnel to `underlay`.
+    RemoteBlock { underlay: Ipv4Addr },
+    /// An address of this node.
+    SelfNode,
+    /// An address of another node; pods reach it through the tunnel to `underlay`.
+    RemoteNode { underlay: Ipv4Addr },
+    /// Pod addresses that no node owns.
+    Pool,
+    /// Outside the overlay, but reached with the pod's own address.
+    Native,
+}
+
+/// What this node's kernel should hold, pods aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desired {
+    /// The tunnel's end on this node.
+    pub address: Ipv4Addr,
+    /// All addresses of this node, `address` among them.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Blocks from which this node's pods get addresses.
+    pub blocks: Vec<Ipv4Net>,
+    pub pod_cidrs: BTreeSet<Ipv4Net>,
+    pub non_masquerade: BTreeSet<Ipv4Net>,
+    pub prefixes: BTreeMap<Ipv4Net, Prefix>,
+    /// Underlay addresses of all other nodes.
+    pub nodes: BTreeSet<Ipv4Addr>,
+}

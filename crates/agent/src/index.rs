@@ -1,0 +1,229 @@
+//! What the cluster wants of this node, kept from watch events.
+//!
+//! ```text
+//! [ Node (own) ] ─┐
+//! [ NodeNetwork ] ─┤
+//! [ PodPool … ]   ─┼─▶ Index ─▶ Desired ─▶ reconciler ─▶ kernel
+//! [ NodeSlice … ] ─┘
+//! ```
+//!
+//! One task owns the [`Index`] and feeds it; nothing here does I/O or waits. [`Index::desired`] is `None`
+//! until every source was listed once, so that a missing answer is never taken for "nothing is wanted".
+
+use crate::desired::{Desired, Prefix};
+use ipnet::Ipv4Net;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// A node as a NodeSlice names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub name: String,
+    /// UID of the Node object: a re-created node of the same name is another node.
+    pub uid: String,
+    /// Underlay addresses; the first one is the tunnel's end.
+    pub addresses: Vec<Ipv4Addr>,
+    pub blocks: Vec<Ipv4Net>,
+}
+
+/// The part of a PodPool that a node needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pool {
+    pub cidrs: Vec<Ipv4Net>,
+    pub non_masquerade: Vec<Ipv4Net>,
+}
+
+/// This node's own Node object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnNode {
+    pub uid: String,
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+/// Blocks the operator gave this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// UID of the Node the blocks were given to.
+    pub node_uid: String,
+    pub blocks: Vec<Ipv4Net>,
+}
+
+/// Two nodes that claim the same addresses. The one that was there first keeps them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    pub prefix: Ipv4Net,
+    pub kept: String,
+    pub refused: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    Node,
+    Network,
+    Pools,
+    Slices,
+}
+
+impl Source {
+    pub const ALL: [Self; 4] = [Self::Node, Self::Network, Self::Pools, Self::Slices];
+}
+
+#[derive(Debug)]
+pub struct Index {
+    name: String,
+    node: Option<OwnNode>,
+    grant: Option<Grant>,
+    pools: BTreeMap<String, Pool>,
+    slices: BTreeMap<String, Vec<Peer>>,
+    listed: BTreeSet<Source>,
+}
+
+// === impl Index ===
+
+impl Index {
+    /// An empty index for the node called `name`.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            node: None,
+            grant: None,
+            pools: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            listed: BTreeSet::new(),
+        }
+    }
+
+    /// Says that `source` was listed in full at least once.
+    pub fn listed(&mut self, source: Source) {
+        self.listed.insert(source);
+    }
+
+    /// Sources that were not listed yet, for messages.
+    pub fn missing(&self) -> Vec<Source> {
+        Source::ALL.into_iter().filter(|s| !self.listed.contains(s)).collect()
+    }
+
+    pub fn set_node(&mut self, node: Option<OwnNode>) {
+        self.node = node;
+    }
+
+    pub fn set_grant(&mut self, grant: Option<Grant>) {
+        self.grant = grant;
+    }
+
+    pub fn set_pool(&mut self, name: &str, pool: Option<Pool>) {
+        match pool {
+            Some(pool) => self.pools.insert(name.to_owned(), pool),
+            None => self.pools.remove(name),
+        };
+    }
+
+    pub fn set_slice(&mut self, name: &str, peers: Option<Vec<Peer>>) {
+        match peers {
+            Some(peers) => self.slices.insert(name.to_owned(), peers),
+            None => self.slices.remove(name),
+        };
+    }
+
+    /// Forgets pools that are not in `names`, after a relist.
+    pub fn retain_pools(&mut self, names: &BTreeSet<String>) {
+        self.pools.retain(|name, _| names.contains(name));
+    }
+
+    /// Forgets slices that are not in `names`, after a relist.
+    pub fn retain_slices(&mut self, names: &BTreeSet<String>) {
+        self.slices.retain(|name, _| names.contains(name));
+    }
+
+    /// The UID of this node's Node object, once known.
+    pub fn node_uid(&self) -> Option<&str> {
+        self.node.as_ref().map(|n| n.uid.as_str())
+    }
+
+    /// Compiles what the kernel should hold. `None` while a source was never listed or the node has no address.
+    pub fn desired(&self) -> Option<(Desired, Vec<Conflict>)> {
+        if self.listed.len() < Source::ALL.len() {
+            return None;
+        }
+        let node = self.node.as_ref()?;
+        let address = *node.addresses.first()?;
+        let mut build = Build::default();
+
+        // Blocks given to an earlier node of this name are not ours.
+        let own_blocks = match &self.grant {
+            Some(grant) if grant.node_uid == node.uid => grant.blocks.clone(),
+            _ => Vec::new(),
+        };
+        for own in &node.addresses {
+            build.claim((*own).into(), Prefix::SelfNode, &self.name);
+        }
+        for block in &own_blocks {
+            build.claim(*block, Prefix::LocalBlock, &self.name);
+        }
+        let mut nodes = BTreeSet::new();
+        for peer in self.slices.values().flatten().filter(|peer| peer.name != self.name) {
+            let Some(&underlay) = peer.addresses.first() else { continue };
+            nodes.extend(peer.addresses.iter().copied());
+            for address in &peer.addresses {
+                build.claim((*address).into(), Prefix::RemoteNode { underlay }, &peer.name);
+            }
+            for block in &peer.blocks {
+                build.claim(*block, Prefix::RemoteBlock { underlay }, &peer.name);
+            }
+        }
+        let mut pod_cidrs = BTreeSet::new();
+        let mut non_masquerade = BTreeSet::new();
+        for pool in self.pools.values() {
+            pod_cidrs.extend(pool.cidrs.iter().copied());
+            non_masquerade.extend(pool.non_masquerade.iter().copied());
+        }
+        // A whole CIDR may be one node's block, so these come after the nodes and never displace them.
+        for cidr in &pod_cidrs {
+            build.prefixes.entry(*cidr).or_insert(Prefix::Pool);
+        }
+        for cidr in &non_masquerade {
+            build.prefixes.entry(*cidr).or_insert(Prefix::Native);
+        }
+        let desired = Desired {
+            address,
+            addresses: node.addresses.clone(),
+            blocks: own_blocks,
+            pod_cidrs,
+            non_masquerade,
+            prefixes: build.prefixes,
+            nodes,
+        };
+        Some((desired, build.conflicts))
+    }
+}
+
+// === private ===
+
+#[derive(Default)]
+struct Build {
+    prefixes: BTreeMap<Ipv4Net, Prefix>,
+    owners: BTreeMap<Ipv4Net, String>,
+    conflicts: Vec<Conflict>,
+}
+
+impl Build {
+    /// Gives `prefix` to `owner` unless its addresses are somebody else's: two nodes never share a block, and
+    /// a slice that says so must not move traffic of the one who had it.
+    fn claim(&mut self, prefix: Ipv4Net, value: Prefix, owner: &str) {
+        let below = self.owners.range(..=prefix).next_back();
+        let above = self.owners.range(prefix..).next();
+        let clash = below.into_iter().chain(above).find(|(held, holder)| {
+            holder.as_str() != owner && (held.contains(&prefix) || prefix.contains(*held))
+        });
+        if let Some((_, kept)) = clash {
+            self.conflicts.push(Conflict { prefix, kept: kept.clone(), refused: owner.to_owned() });
+            return;
+        }
+        self.owners.insert(prefix, owner.to_owned());
+        self.prefixes.insert(prefix, value);
+    }
+}
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod tests;

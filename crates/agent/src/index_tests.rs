@@ -1,0 +1,119 @@
+use super::*;
+
+fn net(s: &str) -> Ipv4Net {
+    s.parse().unwrap()
+}
+
+fn ip(s: &str) -> Ipv4Addr {
+    s.parse().unwrap()
+}
+
+fn peer(name: &str, address: &str, blocks: &[&str]) -> Peer {
+    Peer {
+        name: name.into(),
+        uid: format!("uid-{name}"),
+        addresses: vec![ip(address)],
+        blocks: blocks.iter().map(|b| net(b)).collect(),
+    }
+}
+
+fn index() -> Index {
+    let mut index = Index::new("n1");
+    index.set_node(Some(OwnNode { uid: "u1".into(), addresses: vec![ip("10.224.0.4")] }));
+    index.set_grant(Some(Grant { node_uid: "u1".into(), blocks: vec![net("10.244.0.0/24")] }));
+    index.set_pool("default", Some(Pool { cidrs: vec![net("10.244.0.0/16")], non_masquerade: vec![] }));
+    index.set_slice(
+        "s0",
+        Some(vec![peer("n1", "10.224.0.4", &["10.244.0.0/24"]), peer("n2", "10.224.0.5", &["10.244.1.0/24"])]),
+    );
+    for source in Source::ALL {
+        index.listed(source);
+    }
+    index
+}
+
+#[test]
+fn nothing_is_desired_before_every_source_was_listed() {
+    let mut index = index();
+    index.listed.remove(&Source::Slices);
+    assert_eq!(index.desired(), None);
+    assert_eq!(index.missing(), vec![Source::Slices]);
+    index.listed(Source::Slices);
+    assert!(index.desired().is_some());
+}
+
+#[test]
+fn a_node_without_an_address_desires_nothing() {
+    let mut index = index();
+    index.set_node(Some(OwnNode { uid: "u1".into(), addresses: vec![] }));
+    assert_eq!(index.desired(), None);
+}
+
+#[test]
+fn two_nodes_and_a_pool_compile_to_one_value() {
+    let underlay = ip("10.224.0.5");
+    assert_eq!(
+        index().desired(),
+        Some((
+            Desired {
+                address: ip("10.224.0.4"),
+                addresses: vec![ip("10.224.0.4")],
+                blocks: vec![net("10.244.0.0/24")],
+                pod_cidrs: [net("10.244.0.0/16")].into(),
+                non_masquerade: [].into(),
+                prefixes: [
+                    (net("10.224.0.4/32"), Prefix::SelfNode),
+                    (net("10.244.0.0/24"), Prefix::LocalBlock),
+                    (net("10.224.0.5/32"), Prefix::RemoteNode { underlay }),
+                    (net("10.244.1.0/24"), Prefix::RemoteBlock { underlay }),
+                    (net("10.244.0.0/16"), Prefix::Pool),
+                ]
+                .into(),
+                nodes: [underlay].into(),
+            },
+            vec![]
+        ))
+    );
+}
+
+#[test]
+fn blocks_given_to_an_earlier_node_of_the_same_name_are_not_used() {
+    let mut index = index();
+    index.set_node(Some(OwnNode { uid: "u2".into(), addresses: vec![ip("10.224.0.4")] }));
+    let (desired, _) = index.desired().unwrap();
+    assert_eq!(desired.blocks, vec![]);
+    assert_eq!(desired.prefixes.get(&net("10.244.0.0/24")), None);
+}
+
+#[test]
+fn a_block_claimed_twice_stays_with_its_first_owner_and_is_reported() {
+    for claimed in ["10.244.0.0/24", "10.244.0.128/25", "10.244.0.0/23"] {
+        let mut index = index();
+        index.set_slice("s1", Some(vec![peer("n3", "10.224.0.6", &[claimed])]));
+        let (desired, conflicts) = index.desired().unwrap();
+        assert_eq!(
+            conflicts,
+            vec![Conflict { prefix: net(claimed), kept: "n1".into(), refused: "n3".into() }],
+            "{claimed}"
+        );
+        assert_eq!(desired.prefixes.get(&net("10.244.0.0/24")), Some(&Prefix::LocalBlock), "{claimed}");
+    }
+}
+
+#[test]
+fn a_pool_that_is_one_block_is_that_nodes_block() {
+    let mut index = index();
+    index.set_pool("default", Some(Pool { cidrs: vec![net("10.244.0.0/24")], non_masquerade: vec![] }));
+    let (desired, _) = index.desired().unwrap();
+    assert_eq!(desired.prefixes.get(&net("10.244.0.0/24")), Some(&Prefix::LocalBlock));
+}
+
+#[test]
+fn a_relist_forgets_what_is_gone() {
+    let mut index = index();
+    index.set_slice("s1", Some(vec![peer("n3", "10.224.0.6", &["10.244.2.0/24"])]));
+    index.retain_slices(&["s0".to_owned()].into());
+    let (desired, _) = index.desired().unwrap();
+    assert_eq!(desired.prefixes.get(&net("10.244.2.0/24")), None);
+    assert_eq!(desired.nodes, [ip("10.224.0.5")].into());
+}
