@@ -185,6 +185,8 @@ catalogue! {
         "Two flags ask for things that exclude each other, or one needs another that is missing. The message names both.";
     ADDRESS_OUTSIDE_RANGE = 1016, "address outside its range",
         "An address has to lie in a range it does not lie in, such as the DNS service IP in the service CIDR.";
+    POOL_TOO_SMALL = 1017, "pod CIDR too small for the nodes",
+        "Every node needs at least one block, and the pod CIDR holds fewer blocks than there are nodes to be. Use a larger pod CIDR or smaller blocks.";
 
     // 11xx: lab
     NO_SUCH_CLUSTER = 1101, "no such lab cluster",
