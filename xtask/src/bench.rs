@@ -1,0 +1,7 @@
+//! `cargo xtask bench`.
+use anyhow::Result;
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+pub(crate) fn run(_: &Args) -> Result<()> {
+    Ok(())
+}

@@ -1,0 +1,269 @@
+//! `cargo xtask test`: the parts of the test suite, each of which runs alone too.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::term::{self, Mark};
+use crate::{exec, host, junit, lint, setup};
+
+/// Arguments of `cargo xtask test`.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Parts to run [default: all, in this order]
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    /// Only tests whose name contains this; the parts without tests are left out
+    #[arg(short, long, value_name = "NAME")]
+    filter: Option<String>,
+}
+
+/// A part of the suite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Formatting, clippy, documentation, dependencies, links
+    Lint,
+    /// Everything that needs no privileges
+    Unit,
+    /// Netlink, nftables and eBPF programs in namespaces of their own (root)
+    Net,
+    /// Whole clusters of namespaces, by the `weft` command (root)
+    Lab,
+}
+
+/// How the tests of a part, or of the whole run, came out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+    /// What did not run, and why.
+    pub(crate) skipped: Vec<Skip>,
+}
+
+/// Something that could not run here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Skip {
+    /// How many tests this stands for.
+    pub(crate) count: usize,
+    pub(crate) name: String,
+    pub(crate) reason: String,
+}
+
+// === impl Args ===
+
+/// Entry point of the subcommand.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let parts = match (&args.filter, args.parts.as_slice()) {
+        (Some(_), []) => &Part::value_variants()[1..],
+        (None, []) => Part::value_variants(),
+        (_, named) => named,
+    };
+    let scope = if parts.contains(&Part::Lint) {
+        setup::Scope::Lint
+    } else {
+        setup::Scope::Test
+    };
+    setup::ensure(scope, false)?;
+
+    let mut results: Vec<(Part, Tally, Duration)> = Vec::new();
+    for &part in parts {
+        term::section(&format!("test {part}"));
+        let started = Instant::now();
+        let tally = part.run(args.filter.as_deref())?;
+        results.push((part, tally, started.elapsed()));
+    }
+
+    term::section("summary");
+    let mut total = Tally::default();
+    for (part, tally, took) in results {
+        let mark = if tally.failed > 0 { Mark::Bad } else { Mark::Good };
+        term::item(
+            mark,
+            &part.to_string(),
+            format!("{tally} in {}", term::duration(took)),
+        );
+        for skip in &tally.skipped {
+            let many = if skip.count == 1 {
+                String::new()
+            } else {
+                format!(" ({} tests)", skip.count)
+            };
+            term::item(
+                Mark::Note,
+                "",
+                format!("skipped {}{many}: {}", skip.name, skip.reason),
+            );
+        }
+        total.add(tally);
+    }
+    term::line("");
+    term::line(&total.to_string());
+    if total.failed > 0 {
+        bail!("{} of the tests failed", total.failed);
+    }
+    Ok(())
+}
+
+// === impl Part ===
+
+impl Part {
+    fn run(self, filter: Option<&str>) -> Result<Tally> {
+        match self {
+            Self::Lint => lint::run(),
+            Self::Unit => {
+                let mut tally = self.nextest(filter)?;
+                if filter.is_none() {
+                    tally.add(doc_tests()?);
+                }
+                Ok(tally)
+            }
+            Self::Net | Self::Lab => self.nextest(filter),
+        }
+    }
+
+    /// The nextest expression that selects the part. A test that needs root is told by the name of its file:
+    /// `tests/net*.rs`, `tests/datapath*.rs` and `tests/lab*.rs`.
+    fn expression(self, filter: Option<&str>) -> String {
+        let part = match self {
+            Self::Net => "(kind(test) & binary(/^(net|datapath)/))",
+            Self::Lab => "(kind(test) & binary(/^lab/))",
+            Self::Unit | Self::Lint => "not (kind(test) & binary(/^(net|datapath|lab)/))",
+        };
+        filter.map_or_else(|| part.to_owned(), |name| format!("{part} & test(~{name})"))
+    }
+
+    fn nextest(self, filter: Option<&str>) -> Result<Tally> {
+        if self != Self::Unit
+            && let Some(reason) = host::lacks_privileges()
+        {
+            let count = self.count(filter)?;
+            let next = host::as_root(&format!("test {self}"));
+            let skip = Skip {
+                count,
+                name: format!("part {self}"),
+                reason: format!("{reason}; next: {next}"),
+            };
+            return Ok(Tally {
+                skipped: vec![skip],
+                ..Tally::default()
+            });
+        }
+        // Cluster tests start programs of other packages, which nextest would not build.
+        if !exec::status(exec::cargo().args(["build", "--workspace", "--bins", "--locked"]))?.success() {
+            return Ok(Tally {
+                failed: 1,
+                ..Tally::default()
+            });
+        }
+        let report = report_path();
+        if report.exists() {
+            std::fs::remove_file(&report).with_context(|| format!("remove {}", report.display()))?;
+        }
+        let mut command = self.command("run", filter);
+        let status = exec::status(command.args(["--no-fail-fast", "--no-tests", "pass"]))?;
+        let Ok(text) = std::fs::read_to_string(&report) else {
+            // No test was selected, or the tests did not build.
+            return Ok(Tally {
+                failed: usize::from(!status.success()),
+                ..Tally::default()
+            });
+        };
+        let tally = junit::tally(&text);
+        if !status.success() && tally.failed == 0 {
+            bail!(
+                "`{}` ended with {status}, yet its report shows no failed test",
+                exec::line(&command)
+            );
+        }
+        Ok(tally)
+    }
+
+    /// How many tests the part has.
+    fn count(self, filter: Option<&str>) -> Result<usize> {
+        let text = exec::read(self.command("list", filter).args(["--message-format", "json"]))?;
+        let list: serde_json::Value = serde_json::from_str(&text).context("parse the list of tests")?;
+        let suites = list["rust-suites"]
+            .as_object()
+            .context("list of tests without suites")?;
+        let cases = suites
+            .values()
+            .filter_map(|suite| suite["testcases"].as_object())
+            .flat_map(|cases| cases.values());
+        Ok(cases
+            .filter(|case| case["filter-match"]["status"] == "matches")
+            .count())
+    }
+
+    fn command(self, verb: &str, filter: Option<&str>) -> Command {
+        let mut command = exec::cargo();
+        command.args([
+            "nextest",
+            verb,
+            "--workspace",
+            "--locked",
+            "-E",
+            &self.expression(filter),
+        ]);
+        command
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
+/// Where the profile of `.config/nextest.toml` writes its report.
+fn report_path() -> PathBuf {
+    exec::target_dir().join("nextest/default/junit.xml")
+}
+
+/// Examples in doc comments, which nextest doesn't run.
+fn doc_tests() -> Result<Tally> {
+    let output =
+        exec::output(exec::cargo().args(["test", "--doc", "--workspace", "--locked", "--no-fail-fast"]))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let count = |line: &str, word: &str| -> usize {
+        line.split(['.', ';'])
+            .find_map(|field| field.trim().strip_suffix(word)?.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    let mut tally = Tally::default();
+    for line in text.lines().filter(|line| line.starts_with("test result:")) {
+        tally.passed += count(line, "passed");
+        tally.failed += count(line, "failed");
+    }
+    if !output.status.success() {
+        term::line(&text);
+        term::line(&String::from_utf8_lossy(&output.stderr));
+        tally.failed = tally.failed.max(1);
+    }
+    Ok(tally)
+}
+
+// === impl Tally ===
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped.extend(other.skipped);
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let skipped: usize = self.skipped.iter().map(|skip| skip.count).sum();
+        write!(
+            f,
+            "{} passed, {} failed, {skipped} skipped",
+            self.passed, self.failed
+        )
+    }
+}
