@@ -11,6 +11,7 @@ pub mod error;
 mod identity;
 mod mac;
 mod node;
+mod peer;
 
 pub use attachment::{AttachmentKey, AttachmentKeyError};
 pub use cidr::{Block, BlockError, BlockSize, CidrError, Overlap, PodCidr, first_overlap, parse_cidr};
@@ -18,3 +19,4 @@ pub use error::{Code, UserError, codes};
 pub use identity::Identity;
 pub use mac::{Mac, MacError};
 pub use node::{NodeName, NodeNameError, NodeUid, NodeUidError};
+pub use peer::Node;

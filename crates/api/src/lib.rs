@@ -1,0 +1,39 @@
+//! Weft's Kubernetes types and their conversion to the model.
+//!
+//! All types are cluster-scoped, in group `weft.dev`, version `v1alpha1`. Their
+//! doc comments are the texts of `kubectl explain`. Addresses and ranges are
+//! plain strings here, so that one bad value makes one object invalid and not a
+//! whole list unreadable; the conversions say what is wrong with it.
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "every printer column has a type of its own; the lint does not see the parentheses"
+)]
+
+mod node_network;
+mod node_slice;
+mod pod_pool;
+mod schema;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+
+pub use node_network::{
+    AddressCounts, NodeBlock, NodeNetwork, NodeNetworkError, NodeNetworkSpec, NodeNetworkStatus, Transport,
+};
+pub use node_slice::{NodeSlice, NodeSliceEntry, NodeSliceError, NodeSliceSpec};
+pub use pod_pool::{PodPool, PodPoolSpec, PodPoolStatus, PoolError, PoolRanges};
+
+/// The API group of all types.
+pub const GROUP: &str = "weft.dev";
+
+/// The version of all types.
+pub const VERSION: &str = "v1alpha1";
+
+/// The definitions a cluster needs before Weft can start.
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    vec![PodPool::crd(), NodeNetwork::crd(), NodeSlice::crd()]
+}
+
+#[cfg(test)]
+mod tests;

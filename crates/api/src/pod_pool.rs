@@ -1,0 +1,222 @@
+use ipnet::Ipv4Net;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use weft_model::{BlockError, BlockSize, CidrError, PodCidr, UserError, codes, parse_cidr};
+
+/// Ranges of pod addresses, given out to nodes one block at a time.
+///
+/// A pool grows while it is in use by appending to `cidrs`; ranges need not be
+/// contiguous. Several pools may select the same node.
+#[derive(CustomResource, JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "PodPool",
+    plural = "podpools",
+    shortname = "pp",
+    category = "weft",
+    derive = "PartialEq",
+    status = "PodPoolStatus",
+    doc = "A PodPool holds ranges of pod addresses. The operator gives them to nodes one block at a time.",
+    printcolumn(
+        name = "CIDRs",
+        type_ = "string",
+        json_path = ".spec.cidrs",
+        description = "The ranges blocks are taken from"
+    ),
+    printcolumn(
+        name = "Block",
+        type_ = "integer",
+        json_path = ".spec.blockSize",
+        description = "Prefix length of a block"
+    ),
+    printcolumn(
+        name = "Blocks",
+        type_ = "integer",
+        json_path = ".status.capacity",
+        description = "Blocks the pool can give out in all"
+    ),
+    printcolumn(
+        name = "Allocated",
+        type_ = "integer",
+        json_path = ".status.allocated",
+        description = "Blocks that belong to nodes"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether the pool gives out blocks"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct PodPoolSpec {
+    /// IPv4 ranges that blocks are taken from, such as 10.244.0.0/16: canonical
+    /// (no host bits), /8 to /30, and apart from the addresses of nodes and
+    /// services. Append to grow the pool; blocks already given out from a range
+    /// that is removed stay with their nodes until these are drained.
+    #[schemars(schema_with = "crate::schema::pool_cidrs")]
+    pub cidrs: Vec<String>,
+
+    /// Prefix length of the blocks nodes get, 20 (4,096 addresses) to 30 (4
+    /// addresses). Every address of a block is an ordinary pod address, the
+    /// first and the last one too. A change holds for blocks given out from
+    /// then on.
+    #[serde(default = "default_block_size")]
+    #[schemars(range(min = 20, max = 30))]
+    pub block_size: u8,
+
+    /// Which nodes get blocks of this pool; all of them if absent or empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<LabelSelector>,
+
+    /// Ranges within `cidrs` that no block may touch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::optional_cidrs")]
+    pub excluded: Vec<String>,
+
+    /// Destinations outside the overlay that see the pod's own address instead
+    /// of the node's. Something there has to route the pool's ranges back.
+    #[serde(default, rename = "nonMasqueradeCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::optional_cidrs")]
+    pub non_masquerade_cidrs: Vec<String>,
+}
+
+/// How much of a pool is given out. Written by the operator.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodPoolStatus {
+    /// Blocks of the present size the ranges hold, less excluded ones.
+    #[serde(default)]
+    pub capacity: u32,
+    /// Blocks of this pool that belong to nodes.
+    #[serde(default)]
+    pub allocated: u32,
+    /// `Ready` (ranges valid and apart from all others) and `Exhausted` (no
+    /// block left for a node that asks for one).
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// A pool's specification, read and checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolRanges {
+    /// The ranges blocks are taken from, in the order given.
+    pub cidrs: Vec<PodCidr>,
+    /// The size of blocks given out from now on.
+    pub block_size: BlockSize,
+    /// What no block may touch.
+    pub excluded: Vec<Ipv4Net>,
+    /// Destinations that see the pod's own address.
+    pub non_masquerade: Vec<Ipv4Net>,
+}
+
+/// What is wrong with a pool's specification.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PoolError {
+    /// A value in a list of ranges is no usable range.
+    #[error("spec.{field}[{index}]: {cause}")]
+    Cidr {
+        /// The list.
+        field: &'static str,
+        /// The position in it, from 0.
+        index: usize,
+        /// What is wrong.
+        cause: CidrError,
+    },
+    /// The block size is out of range.
+    #[error("spec.blockSize: {0}")]
+    BlockSize(BlockError),
+    /// No range of the pool holds a single block.
+    #[error("spec.blockSize: a block of {size} is larger than {largest}, the largest range of the pool")]
+    BlockLargerThanPool {
+        /// The block size asked for.
+        size: BlockSize,
+        /// The largest range.
+        largest: PodCidr,
+    },
+    /// There is no range at all.
+    #[error("spec.cidrs is empty")]
+    NoCidr,
+}
+
+fn default_block_size() -> u8 {
+    24
+}
+
+// === impl PodPoolSpec ===
+
+impl PodPoolSpec {
+    /// Reads the ranges.
+    ///
+    /// # Errors
+    /// The first [`PoolError`] in the order of the fields.
+    pub fn ranges(&self) -> Result<PoolRanges, PoolError> {
+        let block_size = BlockSize::new(self.block_size).map_err(PoolError::BlockSize)?;
+        let cidrs = parse_all("cidrs", &self.cidrs, str::parse::<PodCidr>)?;
+        let excluded = parse_all("excluded", &self.excluded, parse_cidr)?;
+        let non_masquerade = parse_all("nonMasqueradeCIDRs", &self.non_masquerade_cidrs, parse_cidr)?;
+        let largest = cidrs
+            .iter()
+            .min_by_key(|cidr| cidr.net().prefix_len())
+            .ok_or(PoolError::NoCidr)?;
+        if largest.blocks(block_size) == 0 {
+            return Err(PoolError::BlockLargerThanPool {
+                size: block_size,
+                largest: *largest,
+            });
+        }
+        Ok(PoolRanges {
+            cidrs,
+            block_size,
+            excluded,
+            non_masquerade,
+        })
+    }
+}
+
+// === impl PoolError ===
+
+impl From<PoolError> for UserError {
+    fn from(error: PoolError) -> UserError {
+        let message = error.to_string();
+        let (code, next) = match error {
+            PoolError::Cidr { cause, .. } => {
+                let cause = UserError::from(cause);
+                (cause.code(), cause.next().to_owned())
+            }
+            PoolError::BlockSize(cause) => {
+                let cause = UserError::from(cause);
+                (cause.code(), cause.next().to_owned())
+            }
+            PoolError::BlockLargerThanPool { size, largest } => (
+                codes::BLOCK_LARGER_THAN_POOL,
+                format!(
+                    "use a block size of {} or more, or a range of {size} or larger",
+                    largest.net().prefix_len()
+                ),
+            ),
+            PoolError::NoCidr => (
+                codes::MALFORMED_CIDR,
+                "give the pool a range such as 10.244.0.0/16".to_owned(),
+            ),
+        };
+        UserError::new(code, message, next)
+    }
+}
+
+fn parse_all<T>(
+    field: &'static str,
+    texts: &[String],
+    parse: impl Fn(&str) -> Result<T, CidrError>,
+) -> Result<Vec<T>, PoolError> {
+    texts
+        .iter()
+        .enumerate()
+        .map(|(index, text)| parse(text).map_err(|cause| PoolError::Cidr { field, index, cause }))
+        .collect()
+}

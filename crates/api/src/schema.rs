@@ -1,0 +1,52 @@
+//! Schemas shared by the types: what the API server checks by itself.
+
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+/// An IPv4 range; host bits are left to the operator, which names the canonical form.
+const CIDR_PATTERN: &str =
+    r"^((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])/(3[0-2]|[12]?[0-9])$";
+
+/// At most `max_items` ranges, none twice.
+fn cidrs(min_items: u32, max_items: u32) -> Schema {
+    json_schema!({
+        "type": "array",
+        "minItems": min_items,
+        "maxItems": max_items,
+        "x-kubernetes-list-type": "set",
+        "items": {
+            "type": "string",
+            "maxLength": 18,
+            "pattern": CIDR_PATTERN,
+        },
+    })
+}
+
+/// The ranges of a pool: at least one.
+pub(crate) fn pool_cidrs(_: &mut SchemaGenerator) -> Schema {
+    cidrs(1, 256)
+}
+
+/// A list of ranges that may be empty.
+pub(crate) fn optional_cidrs(_: &mut SchemaGenerator) -> Schema {
+    cidrs(0, 1024)
+}
+
+/// One range.
+pub(crate) fn cidr(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 18,
+        "pattern": CIDR_PATTERN,
+    })
+}
+
+/// Kubernetes conditions: a list with one entry per type.
+pub(crate) fn conditions(generator: &mut SchemaGenerator) -> Schema {
+    let condition = generator.subschema_for::<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>();
+    json_schema!({
+        "type": "array",
+        "items": condition,
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+    })
+}
