@@ -1,0 +1,385 @@
+//! Links, addresses, routes and neighbours, compared with what `ip -j` shows.
+
+use std::net::IpAddr;
+
+use crate::needs_root;
+use crate::support::TestNs;
+use ipnet::IpNet;
+use serde_json::{Value, json};
+use weft_kernel::rtnl::{
+    Address, LinkSpec, Neighbour, RTPROT_WEFT, Route, RouteFilter, RouteKind, Rtnl, Scope, VxlanSpec,
+};
+use weft_model::Mac;
+
+const HOST_MAC: Mac = Mac([0x0a, 0x58, 0, 0, 0, 1]);
+const POD_MAC: Mac = Mac([0x0a, 0x58, 0, 0, 0, 2]);
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+/// The named fields of a JSON object.
+fn pick(value: &Value, fields: &[&str]) -> Value {
+    fields
+        .iter()
+        .map(|field| ((*field).to_owned(), value[*field].clone()))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+/// A veth pair: `weft0001` in the first namespace, `eth0` in the second, both up.
+fn pair(node: &TestNs, pod: &TestNs) -> (u32, u32) {
+    node.rtnl()
+        .create_veth(
+            &LinkSpec {
+                mac: Some(HOST_MAC),
+                mtu: Some(1450),
+                alias: Some("weft:0123456789/eth0"),
+                up: true,
+                ..LinkSpec::new("weft0001")
+            },
+            &LinkSpec {
+                mac: Some(POD_MAC),
+                mtu: Some(1450),
+                netns: Some(&pod.netns),
+                up: true,
+                ..LinkSpec::new("eth0")
+            },
+        )
+        .unwrap();
+    (
+        node.rtnl().link_index("weft0001").unwrap(),
+        pod.rtnl().link_index("eth0").unwrap(),
+    )
+}
+
+#[test]
+fn a_veth_pair_appears_whole_in_both_namespaces() {
+    needs_root!();
+    let (node, pod) = (TestNs::new("node"), TestNs::new("pod"));
+    let (host, inside) = pair(&node, &pod);
+    let fields = ["ifname", "ifindex", "address", "mtu", "operstate", "ifalias"];
+
+    assert_eq!(
+        pick(&node.ip("link show weft0001")[0], &fields),
+        json!({"ifname": "weft0001", "ifindex": host, "address": HOST_MAC.to_string(), "mtu": 1450,
+               "operstate": "UP", "ifalias": "weft:0123456789/eth0"})
+    );
+    assert_eq!(
+        pick(&pod.ip("link show eth0")[0], &fields),
+        json!({"ifname": "eth0", "ifindex": inside, "address": POD_MAC.to_string(), "mtu": 1450,
+               "operstate": "UP", "ifalias": null})
+    );
+
+    let seen = node.rtnl().get_link("weft0001").unwrap();
+    assert_eq!(
+        (seen.kind.as_deref(), seen.peer, seen.alias.as_deref()),
+        (Some("veth"), Some(inside), Some("weft:0123456789/eth0"))
+    );
+    assert!(seen.up && seen.carrier && seen.peer_netns.is_some());
+    assert_eq!(pod.rtnl().get_link("eth0").unwrap().peer, Some(host));
+    assert_eq!(pod.rtnl().links().unwrap().len(), 2, "lo and eth0");
+}
+
+#[test]
+fn a_failed_pair_leaves_nothing_and_says_what_the_kernel_said() {
+    needs_root!();
+    let (node, pod) = (TestNs::new("node"), TestNs::new("pod"));
+    pair(&node, &pod);
+    let mut rtnl = node.rtnl();
+
+    let taken = rtnl
+        .create_veth(
+            &LinkSpec::new("weft0002"),
+            &LinkSpec {
+                netns: Some(&pod.netns),
+                ..LinkSpec::new("eth0")
+            },
+        )
+        .unwrap_err();
+    assert!(taken.is_exists(), "{taken}");
+    assert_eq!(rtnl.link("weft0002").unwrap(), None);
+
+    let huge = rtnl.set_mtu("weft0001", 70_000).unwrap_err();
+    assert_eq!(
+        huge.to_string(),
+        "set MTU of weft0001: mtu greater than device maximum (Invalid argument (os error 22))"
+    );
+    let nameless = rtnl
+        .create_bridge(&LinkSpec::new("sixteen-letters-"))
+        .unwrap_err();
+    assert!(
+        nameless.to_string().contains("is no interface name"),
+        "{nameless}"
+    );
+}
+
+#[test]
+fn changes_to_a_link_are_made_once() {
+    needs_root!();
+    let (node, pod) = (TestNs::new("node"), TestNs::new("pod"));
+    pair(&node, &pod);
+    let mut rtnl = node.rtnl();
+    rtnl.create_bridge(&LinkSpec::new("br0")).unwrap();
+    let bridge = rtnl.link_index("br0").unwrap();
+
+    for changed in [true, false] {
+        assert_eq!(rtnl.set_up("br0", true).unwrap(), changed);
+        assert_eq!(rtnl.set_mtu("weft0001", 1400).unwrap(), changed);
+        assert_eq!(rtnl.set_mac("weft0001", POD_MAC).unwrap(), changed);
+        assert_eq!(rtnl.set_master("weft0001", Some(bridge)).unwrap(), changed);
+        assert_eq!(rtnl.set_alias("weft0001", "other").unwrap(), changed);
+    }
+    assert_eq!(
+        pick(
+            &node.ip("link show weft0001")[0],
+            &["mtu", "address", "master", "ifalias"]
+        ),
+        json!({"mtu": 1400, "address": POD_MAC.to_string(), "master": "br0", "ifalias": "other"})
+    );
+    assert!(rtnl.set_master("weft0001", None).unwrap());
+    assert!(rtnl.set_alias("weft0001", "").unwrap());
+    assert!(rtnl.set_up("weft0001", false).unwrap());
+    let seen = rtnl.get_link("weft0001").unwrap();
+    assert_eq!((seen.master, seen.alias, seen.up), (None, None, false));
+    assert!(rtnl.rename("weft0001", "renamed").unwrap());
+    rtnl.move_to("renamed", &pod.netns).unwrap();
+    assert_eq!(rtnl.link("renamed").unwrap(), None);
+    assert!(pod.rtnl().delete_link("renamed").unwrap());
+    assert!(!pod.rtnl().delete_link("renamed").unwrap());
+    assert_eq!(pod.rtnl().link("eth0").unwrap(), None, "both ends go together");
+    assert!(rtnl.set_up("gone", true).unwrap_err().is_not_found());
+}
+
+#[test]
+fn the_overlay_device_takes_its_keys_from_packets_and_asks_nobody() {
+    needs_root!();
+    let node = TestNs::new("node");
+    let mut rtnl = node.rtnl();
+    rtnl.create_vxlan(&VxlanSpec {
+        name: "weft0",
+        mac: HOST_MAC,
+        mtu: 1450,
+        port: 8472,
+    })
+    .unwrap();
+    assert!(rtnl.set_up("weft0", true).unwrap());
+
+    let shown = &node.ip("link show weft0")[0];
+    assert_eq!(
+        pick(&shown["linkinfo"]["info_data"], &["external", "port", "learning"]),
+        json!({"external": true, "port": 8472, "learning": false})
+    );
+    let flags: Vec<&str> = shown["flags"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    assert!(flags.contains(&"NOARP") && flags.contains(&"UP"), "{flags:?}");
+    let seen = rtnl.get_link("weft0").unwrap();
+    assert_eq!(
+        (
+            seen.kind.as_deref(),
+            seen.mac,
+            seen.mtu,
+            seen.noarp,
+            seen.vxlan_external_port
+        ),
+        (Some("vxlan"), Some(HOST_MAC), 1450, true, Some(8472))
+    );
+}
+
+#[test]
+fn addresses_are_listed_as_they_were_set() {
+    needs_root!();
+    let (node, pod) = (TestNs::new("node"), TestNs::new("pod"));
+    let (host, _) = pair(&node, &pod);
+    let mut rtnl = node.rtnl();
+    let four = Address::host(host, ip("10.244.0.1"));
+    let wide = Address {
+        no_prefix_route: true,
+        ..Address::new(host, net("192.0.2.1/24"))
+    };
+    let six = Address::host(host, ip("fd00::1"));
+    for address in [four, wide, six] {
+        rtnl.add_address(&address).unwrap();
+        assert!(!rtnl.replace_address(&address).unwrap());
+    }
+    assert!(rtnl.add_address(&four).unwrap_err().is_exists());
+
+    let own = |list: Vec<Address>| -> Vec<Address> {
+        list.into_iter()
+            .filter(|address| address.scope == Scope::Universe)
+            .collect()
+    };
+    assert_eq!(own(rtnl.addresses(Some(host)).unwrap()), [four, wide, six]);
+    let shown: Vec<Value> = node.ip("addr show weft0001")[0]["addr_info"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|info| info["scope"] == "global")
+        .map(|info| pick(info, &["local", "prefixlen", "noprefixroute"]))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            json!({"local": "10.244.0.1", "prefixlen": 32, "noprefixroute": null}),
+            json!({"local": "192.0.2.1", "prefixlen": 24, "noprefixroute": true}),
+            json!({"local": "fd00::1", "prefixlen": 128, "noprefixroute": null}),
+        ]
+    );
+
+    let narrower = Address {
+        scope: Scope::Link,
+        ..four
+    };
+    assert!(
+        rtnl.replace_address(&narrower).unwrap(),
+        "another scope is a change"
+    );
+    assert!(rtnl.addresses(Some(host)).unwrap().contains(&narrower));
+    assert!(rtnl.delete_address(&narrower).unwrap());
+    assert!(!rtnl.delete_address(&narrower).unwrap());
+    assert_eq!(own(rtnl.addresses(Some(host)).unwrap()), [wide, six]);
+}
+
+#[test]
+fn routes_are_listed_as_they_were_set_and_carry_their_maker() {
+    needs_root!();
+    let (node, pod) = (TestNs::new("node"), TestNs::new("pod"));
+    let (host, _) = pair(&node, &pod);
+    let mut rtnl = node.rtnl();
+    rtnl.add_address(&Address::host(host, ip("10.224.0.4"))).unwrap();
+
+    let pod_route = Route::link(net("10.244.1.7/32"), host).with_src(ip("10.224.0.4"));
+    let default = Route::via(net("0.0.0.0/0"), ip("169.254.1.1"), host)
+        .with_onlink()
+        .with_mtu(1400);
+    let refused = Route::unreachable(net("10.244.0.0/16"));
+    let dropped = Route::blackhole(net("10.245.0.0/16"));
+    let elsewhere = Route {
+        table: 1000,
+        metric: 7,
+        ..Route::link(net("10.9.0.0/16"), host)
+    };
+    let six = Route::link(net("fd00:1::/64"), host);
+    let six_refused = Route::unreachable(net("fd00:2::/64"));
+    let mut all = vec![pod_route, default, refused, dropped, elsewhere, six, six_refused];
+    all.sort();
+    for route in &all {
+        rtnl.add_route(route).unwrap();
+        rtnl.replace_route(route).unwrap();
+    }
+    assert!(rtnl.add_route(&pod_route).unwrap_err().is_exists());
+
+    assert_eq!(rtnl.routes(RouteFilter::own()).unwrap(), all);
+    assert_eq!(
+        rtnl.routes(RouteFilter {
+            table: Some(1000),
+            ..RouteFilter::own()
+        })
+        .unwrap(),
+        [elsewhere]
+    );
+    let on_link = rtnl
+        .routes(RouteFilter {
+            oif: Some(host),
+            ..RouteFilter::own()
+        })
+        .unwrap();
+    assert_eq!(on_link.len(), 4, "{on_link:?}");
+
+    let shown = node.ip(&format!("route show proto {RTPROT_WEFT}"));
+    let shown: Vec<Value> = shown
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|route| {
+            pick(
+                route,
+                &[
+                    "dst", "type", "gateway", "dev", "prefsrc", "scope", "flags", "metrics",
+                ],
+            )
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            json!({"dst": "default", "type": "unicast", "gateway": "169.254.1.1", "dev": "weft0001", "prefsrc": null,
+                   "scope": "global", "flags": ["onlink"], "metrics": [{"mtu": 1400}]}),
+            json!({"dst": "10.244.0.0/16", "type": "unreachable", "gateway": null, "dev": null, "prefsrc": null,
+                   "scope": "global", "flags": [], "metrics": null}),
+            json!({"dst": "10.244.1.7", "type": "unicast", "gateway": null, "dev": "weft0001", "prefsrc": "10.224.0.4",
+                   "scope": "link", "flags": [], "metrics": null}),
+            json!({"dst": "10.245.0.0/16", "type": "blackhole", "gateway": null, "dev": null, "prefsrc": null,
+                   "scope": "global", "flags": [], "metrics": null}),
+        ]
+    );
+
+    let found = rtnl.route_to(ip("10.244.1.7")).unwrap();
+    assert_eq!(
+        (found.kind, found.oif, found.gateway, found.src),
+        (RouteKind::Unicast, Some(host), None, Some(ip("10.224.0.4")))
+    );
+    assert!(rtnl.route_to(ip("10.244.9.9")).is_err());
+
+    for route in &all {
+        assert!(rtnl.delete_route(route).unwrap(), "{route:?}");
+        assert!(!rtnl.delete_route(route).unwrap(), "{route:?}");
+    }
+    assert_eq!(rtnl.routes(RouteFilter::own()).unwrap(), []);
+}
+
+#[test]
+fn permanent_neighbours_are_listed_as_they_were_set() {
+    needs_root!();
+    let (node, pod) = (TestNs::new("node"), TestNs::new("pod"));
+    let (host, inside) = pair(&node, &pod);
+    let mut rtnl = pod.rtnl();
+    let gateway = Neighbour {
+        link: inside,
+        ip: ip("169.254.1.1"),
+        mac: HOST_MAC,
+    };
+    rtnl.add_neighbour(&gateway).unwrap();
+    assert!(rtnl.add_neighbour(&gateway).unwrap_err().is_exists());
+    let moved = Neighbour {
+        mac: POD_MAC,
+        ..gateway
+    };
+    rtnl.replace_neighbour(&moved).unwrap();
+    assert_eq!(rtnl.neighbours(Some(inside)).unwrap(), [moved]);
+    assert_eq!(node.rtnl().neighbours(Some(host)).unwrap(), []);
+    assert_eq!(
+        pick(&pod.ip("neigh show dev eth0")[0], &["dst", "lladdr", "state"]),
+        json!({"dst": "169.254.1.1", "lladdr": POD_MAC.to_string(), "state": ["PERMANENT"]})
+    );
+    assert!(rtnl.delete_neighbour(&moved).unwrap());
+    assert!(!rtnl.delete_neighbour(&moved).unwrap());
+}
+
+#[test]
+fn one_dump_brings_more_links_than_a_datagram_holds() {
+    needs_root!();
+    let node = TestNs::new("node");
+    let mut rtnl = node.rtnl();
+    let names: Vec<String> = (0..150).map(|number| format!("br{number}")).collect();
+    for name in &names {
+        rtnl.create_bridge(&LinkSpec::new(name)).unwrap();
+    }
+    let mut rtnl = Rtnl::open_in(&node.netns).unwrap();
+    let listed: Vec<String> = rtnl
+        .links()
+        .unwrap()
+        .into_iter()
+        .filter(|link| link.kind.as_deref() == Some("bridge"))
+        .map(|link| link.name)
+        .collect();
+    assert_eq!(listed, names);
+}
