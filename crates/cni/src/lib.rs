@@ -9,6 +9,8 @@
 //! [CNI specification]: https://github.com/containernetworking/cni/blob/main/SPEC.md
 #![forbid(unsafe_code)]
 
+pub mod env;
 pub mod intent;
+pub mod plugin;
 pub mod protocol;
 pub mod spec;

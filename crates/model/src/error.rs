@@ -291,6 +291,8 @@ catalogue! {
         "The agent is down and the plugin could not leave a note for it that this attachment is gone.";
     CNI_PROTOCOL = 1409, "plugin and agent disagree",
         "The agent's answer was not understood. Plugin and agent are installed together; one of them is of another version.";
+    CNI_DEFECT = 1410, "defect in the plugin",
+        "The plugin met a state that its authors held impossible. It answered with this error and ended; nothing was left half done that the agent would not undo.";
 
     // 15xx: agent
     AGENT_NOT_READY = 1501, "agent not ready",

@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use weft_model::UserError;
 
 pub use config::NetConf;
@@ -142,5 +143,15 @@ impl Failure {
             msg: format!("{}: {}", error.code(), error.message()),
             details: format!("next: {}", error.next()),
         }
+    }
+
+    /// The error object for standard output.
+    pub fn to_json(&self, version: Version) -> Value {
+        json!({
+            "cniVersion": version.as_str(),
+            "code": self.code,
+            "msg": self.msg,
+            "details": self.details,
+        })
     }
 }
