@@ -5,12 +5,15 @@
 //! used, so that one `Rtnl` or `Nft` per namespace replaces switching threads.
 
 mod error;
+pub mod mount;
 mod netlink;
 pub mod netns;
 pub mod process;
 pub mod rtnl;
 pub mod sockets;
 mod sys;
+pub mod sysctl;
+pub mod target;
 mod wire;
 
 pub use error::{Cause, Error, Result};

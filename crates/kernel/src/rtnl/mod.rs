@@ -6,6 +6,7 @@ mod link;
 mod monitor;
 mod neighbour;
 mod route;
+mod target;
 
 use std::net::IpAddr;
 
@@ -21,7 +22,8 @@ pub use address::Address;
 pub use link::{Link, LinkRef, LinkSpec, VxlanSpec};
 pub use monitor::{Change, Monitor};
 pub use neighbour::Neighbour;
-pub use route::{MAIN_TABLE, Route, RouteFilter, RouteKind, RouteLookup, Scope};
+pub use route::{MAIN_TABLE, Route, RouteFilter, RouteKey, RouteKind, RouteLookup, Scope};
+pub use target::{Addresses, Neighbours, Routes};
 
 /// `rtm_protocol` of every route that Weft makes (`W`; unassigned in
 /// include/uapi/linux/rtnetlink.h and in iproute2's rt_protos).

@@ -55,12 +55,7 @@ impl Rtnl {
     /// # Errors
     /// The address has one already (`EEXIST`), or the kernel's refusal.
     pub fn add_neighbour(&mut self, neighbour: &Neighbour) -> Result<()> {
-        self.send_neighbour(
-            "add neighbour",
-            RTM_NEWNEIGH,
-            NLM_F_CREATE | NLM_F_EXCL,
-            neighbour,
-        )
+        self.send_neighbour("add neighbour", NLM_F_EXCL, neighbour)
     }
 
     /// Adds a permanent neighbour or makes the entry of its address one.
@@ -68,35 +63,26 @@ impl Rtnl {
     /// # Errors
     /// The kernel's refusal.
     pub fn replace_neighbour(&mut self, neighbour: &Neighbour) -> Result<()> {
-        self.send_neighbour(
-            "set neighbour",
-            RTM_NEWNEIGH,
-            NLM_F_CREATE | NLM_F_REPLACE,
-            neighbour,
-        )
+        self.send_neighbour("set neighbour", NLM_F_REPLACE, neighbour)
     }
 
     /// Removes the entry of an address. Returns whether it was there.
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub fn delete_neighbour(&mut self, neighbour: &Neighbour) -> Result<bool> {
-        removed(self.send_neighbour("delete neighbour", RTM_DELNEIGH, 0, neighbour))
+    pub fn delete_neighbour(&mut self, link: u32, ip: IpAddr) -> Result<bool> {
+        let message = Message::new(RTM_DELNEIGH, NLM_F_REQUEST | NLM_F_ACK)
+            .raw(&ndmsg(link, ip, 0))
+            .attr(NDA_DST, &octets(ip));
+        removed(
+            self.request(message)
+                .map_err(|cause| Error::new("delete neighbour", ip, cause)),
+        )
     }
 
-    fn send_neighbour(
-        &mut self,
-        operation: &'static str,
-        kind: u16,
-        flags: u16,
-        neighbour: &Neighbour,
-    ) -> Result<()> {
-        let mut header = [0; NDMSG];
-        header[0] = family(neighbour.ip);
-        header[4..8].copy_from_slice(&neighbour.link.to_ne_bytes());
-        header[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
-        let message = Message::new(kind, NLM_F_REQUEST | NLM_F_ACK | flags)
-            .raw(&header)
+    fn send_neighbour(&mut self, operation: &'static str, flags: u16, neighbour: &Neighbour) -> Result<()> {
+        let message = Message::new(RTM_NEWNEIGH, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | flags)
+            .raw(&ndmsg(neighbour.link, neighbour.ip, NUD_PERMANENT))
             .attr(NDA_DST, &octets(neighbour.ip))
             .attr(NDA_LLADDR, &neighbour.mac.octets());
         self.request(message)
@@ -123,4 +109,12 @@ impl Neighbour {
         };
         Some((state & NUD_PERMANENT != 0).then(permanent).flatten())
     }
+}
+
+fn ndmsg(link: u32, ip: IpAddr, state: u16) -> [u8; NDMSG] {
+    let mut header = [0; NDMSG];
+    header[0] = family(ip);
+    header[4..8].copy_from_slice(&link.to_ne_bytes());
+    header[8..10].copy_from_slice(&state.to_ne_bytes());
+    header
 }

@@ -42,6 +42,17 @@ pub struct Route {
     pub protocol: u8,
 }
 
+/// What tells routes of a namespace apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteKey {
+    /// Routing table.
+    pub table: u32,
+    /// Destination, without host bits.
+    pub dst: IpNet,
+    /// Priority, lower first.
+    pub metric: u32,
+}
+
 /// What a route does with a packet (`rtm_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RouteKind {
@@ -153,29 +164,36 @@ impl Rtnl {
         self.send_route("set route", NLM_F_CREATE | NLM_F_REPLACE, route)
     }
 
-    /// Removes the route with the key, kind, link and maker of this one.
-    /// Returns whether it was there.
+    /// Removes the route that has the key and the maker of this one. Returns
+    /// whether it was there.
     ///
     /// # Errors
     /// The kernel's refusal.
     pub fn delete_route(&mut self, route: &Route) -> Result<bool> {
-        let dst = canonical(route.dst);
+        self.delete_route_by_key(&route.key(), route.protocol)
+    }
+
+    /// Removes the route of this key that `protocol` made, whatever it does
+    /// with packets. Returns whether it was there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn delete_route_by_key(&mut self, key: &RouteKey, protocol: u8) -> Result<bool> {
+        let dst = canonical(key.dst);
         let message = Message::new(RTM_DELROUTE, NLM_F_REQUEST | NLM_F_ACK)
             .raw(
                 &RtMsg {
                     family: family(dst.addr()),
                     dst_len: dst.prefix_len(),
-                    protocol: route.protocol,
+                    protocol,
                     scope: libc::RT_SCOPE_NOWHERE,
-                    kind: route.kind.into(),
                     ..RtMsg::default()
                 }
                 .bytes(),
             )
             .attr(RTA_DST, &octets(dst.addr()))
-            .u32(RTA_TABLE, route.table)
-            .u32(RTA_PRIORITY, route.metric)
-            .some(route.oif, |m, oif| m.u32(RTA_OIF, oif));
+            .u32(RTA_TABLE, key.table)
+            .u32(RTA_PRIORITY, key.metric);
         removed(
             self.request(message)
                 .map_err(|cause| Error::new("delete route", dst, cause)),
@@ -289,6 +307,15 @@ impl Route {
         Self {
             mtu: Some(mtu),
             ..self
+        }
+    }
+
+    /// What tells it from others.
+    pub fn key(&self) -> RouteKey {
+        RouteKey {
+            table: self.table,
+            dst: self.dst,
+            metric: self.metric,
         }
     }
 

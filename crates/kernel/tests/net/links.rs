@@ -1,5 +1,6 @@
 //! Links, addresses, routes and neighbours, compared with what `ip -j` shows.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::needs_root;
@@ -7,8 +8,10 @@ use crate::support::TestNs;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use weft_kernel::rtnl::{
-    Address, LinkSpec, Neighbour, RTPROT_WEFT, Route, RouteFilter, RouteKind, Rtnl, Scope, VxlanSpec,
+    Address, Addresses, Change, LinkSpec, Monitor, Neighbour, Neighbours, RTPROT_WEFT, Route, RouteFilter,
+    RouteKind, Routes, Rtnl, Scope, VxlanSpec,
 };
+use weft_kernel::target::reconcile;
 use weft_model::Mac;
 
 const HOST_MAC: Mac = Mac([0x0a, 0x58, 0, 0, 0, 1]);
@@ -360,8 +363,8 @@ fn permanent_neighbours_are_listed_as_they_were_set() {
         pick(&pod.ip("neigh show dev eth0")[0], &["dst", "lladdr", "state"]),
         json!({"dst": "169.254.1.1", "lladdr": POD_MAC.to_string(), "state": ["PERMANENT"]})
     );
-    assert!(rtnl.delete_neighbour(&moved).unwrap());
-    assert!(!rtnl.delete_neighbour(&moved).unwrap());
+    assert!(rtnl.delete_neighbour(inside, moved.ip).unwrap());
+    assert!(!rtnl.delete_neighbour(inside, moved.ip).unwrap());
 }
 
 #[test]
@@ -382,4 +385,97 @@ fn one_dump_brings_more_links_than_a_datagram_holds() {
         .map(|link| link.name)
         .collect();
     assert_eq!(listed, names);
+}
+
+#[test]
+fn own_routes_neighbours_and_addresses_are_brought_to_what_is_wanted() {
+    needs_root!();
+    let (node, pod) = (TestNs::new("node"), TestNs::new("pod"));
+    let (host, _) = pair(&node, &pod);
+    let mut rtnl = node.rtnl();
+    let foreign = Route {
+        protocol: libc::RTPROT_STATIC,
+        ..Route::link(net("192.0.2.0/24"), host)
+    };
+    rtnl.add_route(&foreign).unwrap();
+    let wanted = |routes: &[Route]| routes.iter().map(|route| (route.key(), *route)).collect();
+
+    let (first, second) = (
+        Route::link(net("10.244.1.1/32"), host),
+        Route::link(net("10.244.1.2/32"), host),
+    );
+    let outcome = reconcile(&mut Routes(&mut rtnl), &wanted(&[first, second])).unwrap();
+    assert_eq!(outcome.added, [first.key(), second.key()]);
+    let with_mtu = second.with_mtu(1400);
+    let outcome = reconcile(&mut Routes(&mut rtnl), &wanted(&[with_mtu])).unwrap();
+    assert_eq!(
+        (outcome.changed, outcome.removed),
+        (vec![second.key()], vec![first.key()])
+    );
+    assert!(
+        reconcile(&mut Routes(&mut rtnl), &wanted(&[with_mtu]))
+            .unwrap()
+            .is_unchanged()
+    );
+    let left = rtnl
+        .routes(RouteFilter {
+            oif: Some(host),
+            ..RouteFilter::default()
+        })
+        .unwrap();
+    assert!(left.contains(&foreign) && left.contains(&with_mtu), "{left:?}");
+
+    let mut neighbours = Neighbours {
+        rtnl: &mut rtnl,
+        link: host,
+    };
+    let outcome = reconcile(&mut neighbours, &[(ip("10.244.1.2"), POD_MAC)].into()).unwrap();
+    assert_eq!(outcome.added, [ip("10.244.1.2")]);
+    let outcome = reconcile(&mut neighbours, &BTreeMap::new()).unwrap();
+    assert_eq!(outcome.removed, [ip("10.244.1.2")]);
+
+    let mut addresses = Addresses {
+        rtnl: &mut rtnl,
+        link: host,
+    };
+    let own = [(net("10.224.0.4/32"), Scope::Universe)].into();
+    assert_eq!(
+        reconcile(&mut addresses, &own).unwrap().added,
+        [net("10.224.0.4/32")]
+    );
+    assert!(reconcile(&mut addresses, &own).unwrap().is_unchanged());
+}
+
+#[test]
+fn changes_made_by_others_are_reported() {
+    needs_root!();
+    let node = TestNs::new("node");
+    let mut monitor = Monitor::open_in(&node.netns).unwrap();
+    assert_eq!(monitor.try_changes().unwrap(), []);
+    node.exec("ip link add br0 type bridge");
+    node.exec("ip link set br0 up");
+    node.exec("ip addr add 192.0.2.1/32 dev br0");
+    node.exec("ip route add unreachable 198.51.100.0/24");
+    node.exec("ip route del unreachable 198.51.100.0/24");
+    let bridge = node.rtnl().link_index("br0").unwrap();
+    let address = Address::host(bridge, ip("192.0.2.1"));
+    let refused = Route {
+        protocol: libc::RTPROT_BOOT,
+        ..Route::unreachable(net("198.51.100.0/24"))
+    };
+    let changes = monitor
+        .wait()
+        .into_iter()
+        .chain(monitor.try_changes())
+        .flatten()
+        .collect::<Vec<_>>();
+    assert!(
+        changes
+            .iter()
+            .any(|change| matches!(change, Change::Link(link) if link.name == "br0" && link.up)),
+        "{changes:?}"
+    );
+    assert!(changes.contains(&Change::Address(address)), "{changes:?}");
+    let end = [Change::Route(refused), Change::RouteGone(refused)];
+    assert!(changes.ends_with(&end), "{changes:?}");
 }

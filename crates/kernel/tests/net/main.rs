@@ -4,3 +4,4 @@
 mod links;
 mod netns;
 mod support;
+mod system;
