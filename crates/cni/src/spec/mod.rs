@@ -155,3 +155,6 @@ impl Failure {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
