@@ -5,6 +5,26 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod config;
+pub mod control;
+pub mod controllers;
+mod daemon;
+pub mod faults;
+pub mod kubelet;
+mod machine;
 pub mod node;
+mod preflight;
+mod registration;
+mod remove;
+mod report;
+pub mod responder;
+pub mod scheduler;
+pub mod state;
+pub mod status;
+mod supervise;
 pub mod vnet;
+mod workloads;
+
+pub use daemon::run as run_daemon;
+pub use remove::Removed;

@@ -121,11 +121,6 @@ impl ClusterHandle {
         netns_prefix(&self.name)
     }
 
-    /// Name of the network namespace of a pod of this cluster.
-    pub fn pod_netns_name(&self, namespace: &str, pod: &str, uid: &str) -> String {
-        pod_netns_name(&self.name, namespace, pod, uid)
-    }
-
     /// Adds one node and returns it when it is Ready.
     ///
     /// # Errors
@@ -185,16 +180,6 @@ impl NodeHandle {
     pub fn netns_path(&self) -> PathBuf {
         PathBuf::from(NETNS_DIR).join(&self.netns_name)
     }
-}
-
-/// Name of the network namespace of a pod in the cluster `cluster`: readable, and unlike that of an earlier pod of
-/// the same name.
-///
-/// Long names are cut so that the whole fits a file name (255 bytes).
-pub fn pod_netns_name(cluster: &str, namespace: &str, pod: &str, uid: &str) -> String {
-    let prefix = netns_prefix(cluster);
-    let (pod, uid) = (&pod[..pod.len().min(80)], &uid[..uid.len().min(8)]);
-    format!("{prefix}pod.{namespace}.{pod}.{uid}")
 }
 
 /// Prefix of the names of every namespace of the cluster `name`: nodes are `<prefix><node>`, pods
