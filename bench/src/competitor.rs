@@ -1,0 +1,172 @@
+//! What is measured side by side: ways to connect two pods on one node and on two.
+//!
+//! Each competitor has two nodes of its own on one underlay, and all are up at once.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+
+use crate::netns::{Namespace, Place, Underlay};
+
+/// Two ends that can talk.
+#[derive(Debug, Clone)]
+pub(crate) struct Path {
+    pub(crate) client: Place,
+    pub(crate) server: Place,
+    /// The server's address, as the client sees it.
+    pub(crate) address: Ipv4Addr,
+}
+
+/// A link towards the other nodes.
+#[derive(Debug, Clone)]
+pub(crate) struct Uplink {
+    pub(crate) node: Place,
+    pub(crate) link: String,
+}
+
+/// A way to connect pods, set up and ready.
+#[derive(Debug)]
+pub(crate) struct Competitor {
+    pub(crate) name: &'static str,
+    pub(crate) about: String,
+    /// Between two nodes.
+    pub(crate) cross: Path,
+    /// On one node.
+    pub(crate) same: Option<Path>,
+    pub(crate) uplinks: Vec<Uplink>,
+    /// Held, so that they live as long as their paths are used.
+    pub(crate) namespaces: Vec<Namespace>,
+}
+
+/// Every ratio is to this one's figure in the same round.
+pub(crate) const BASE: &str = "node";
+/// The bridge with the kernel's VXLAN device, as flannel sets it up.
+pub(crate) const BRIDGE: &str = "bridge-vxlan";
+
+/// VXLAN takes 14 + 8 + 8 + 20 bytes of each packet.
+const OVERLAY_MTU: u32 = Underlay::MTU - 50;
+
+/// No overlay: the nodes themselves; on one node, two namespaces and one bare veth pair.
+pub(crate) fn node(underlay: &Underlay) -> Result<Competitor> {
+    let addresses = [Ipv4Addr::new(172, 30, 0, 11), Ipv4Addr::new(172, 30, 0, 12)];
+    let first = underlay.node("n1", addresses[0])?;
+    let second = underlay.node("n2", addresses[1])?;
+
+    let a = Namespace::create("veth1")?;
+    let b = Namespace::create("veth2")?;
+    a.ip(&[
+        format!(
+            "link add eth0 mtu {OVERLAY_MTU} type veth peer name eth0 mtu {OVERLAY_MTU} netns {}",
+            b.name()
+        ),
+        "link set eth0 up".into(),
+        "addr add 10.99.0.1/24 dev eth0".into(),
+    ])?;
+    b.ip(&["link set eth0 up", "addr add 10.99.0.2/24 dev eth0"])?;
+
+    Ok(Competitor {
+        name: BASE,
+        about: "node to node without overlay; on one node a bare veth pair".into(),
+        cross: Path {
+            client: first.place(),
+            server: second.place(),
+            address: addresses[1],
+        },
+        same: Some(Path {
+            client: a.place(),
+            server: b.place(),
+            address: Ipv4Addr::new(10, 99, 0, 2),
+        }),
+        uplinks: [&first, &second].map(uplink).to_vec(),
+        namespaces: vec![first, second, a, b],
+    })
+}
+
+/// A bridge per node for its pods and a VXLAN device with static entries for the other, masqueraded by nftables.
+pub(crate) fn bridge(underlay: &Underlay) -> Result<Competitor> {
+    let mac = |node: usize| format!("02:00:00:00:01:0{node}");
+    let node_address = |node: usize| Ipv4Addr::new(172, 30, 0, 20 + node as u8);
+    let nodes = [
+        underlay.node("f1", node_address(1))?,
+        underlay.node("f2", node_address(2))?,
+    ];
+    let mut masquerades = true;
+    for (this, node) in (1..).zip(&nodes) {
+        let other = 3 - this;
+        node.ip(&[
+            format!(
+                "link add flannel.1 mtu {OVERLAY_MTU} address {} type vxlan id 1 local {} dev eth0 dstport 8472 nolearning",
+                mac(this),
+                node_address(this)
+            ),
+            "link set flannel.1 up".into(),
+            format!("addr add 10.60.{this}.0/32 dev flannel.1"),
+            format!("neigh add 10.60.{other}.0 lladdr {} dev flannel.1 nud permanent", mac(other)),
+            format!("route add 10.60.{other}.0/24 via 10.60.{other}.0 dev flannel.1 onlink"),
+            "link add cni0 type bridge".into(),
+            format!("link set cni0 mtu {OVERLAY_MTU} up"),
+            format!("addr add 10.60.{this}.1/24 dev cni0"),
+        ])?;
+        node.bridge(&format!(
+            "fdb append {} dev flannel.1 dst {}",
+            mac(other),
+            node_address(other)
+        ))?;
+        masquerades &= node.nft(
+            "table ip bench {
+               chain postrouting { type nat hook postrouting priority srcnat;
+                 ip saddr 10.60.0.0/16 ip daddr != 10.60.0.0/16 masquerade fully-random
+               }
+             }",
+        )?;
+    }
+    let client = bridge_pod(&nodes[0], 1, 2)?;
+    let neighbour = bridge_pod(&nodes[0], 1, 3)?;
+    let remote = bridge_pod(&nodes[1], 2, 2)?;
+
+    let rules = if masquerades {
+        "with"
+    } else {
+        "without (no nft here)"
+    };
+    let [first, second] = nodes;
+    Ok(Competitor {
+        name: BRIDGE,
+        about: format!("bridge and kernel VXLAN device as flannel sets them up, {rules} masquerading"),
+        cross: Path {
+            client: client.place(),
+            server: remote.place(),
+            address: Ipv4Addr::new(10, 60, 2, 2),
+        },
+        same: Some(Path {
+            client: client.place(),
+            server: neighbour.place(),
+            address: Ipv4Addr::new(10, 60, 1, 3),
+        }),
+        uplinks: [&first, &second].map(uplink).to_vec(),
+        namespaces: vec![first, second, client, neighbour, remote],
+    })
+}
+
+fn bridge_pod(node: &Namespace, subnet: usize, host: usize) -> Result<Namespace> {
+    let pod = Namespace::create(&format!("p{subnet}{host}"))?;
+    let name = format!("veth{host}");
+    pod.ip(&[
+        format!(
+            "link add eth0 mtu {OVERLAY_MTU} type veth peer name {name} mtu {OVERLAY_MTU} netns {}",
+            node.name()
+        ),
+        "link set eth0 up".into(),
+        format!("addr add 10.60.{subnet}.{host}/24 dev eth0"),
+    ])?;
+    node.ip(&[format!("link set {name} master cni0 up")])?;
+    pod.ip(&[format!("route add default via 10.60.{subnet}.1")])?;
+    Ok(pod)
+}
+
+fn uplink(node: &Namespace) -> Uplink {
+    Uplink {
+        node: node.place(),
+        link: "eth0".into(),
+    }
+}

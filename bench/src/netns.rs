@@ -1,0 +1,212 @@
+//! Network namespaces of the measurements, made with iproute2 and removed when the owner goes out of scope.
+
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// A way into a network namespace: the words to put before a command line.
+#[derive(Debug, Clone)]
+pub(crate) struct Place(pub(crate) Vec<String>);
+
+/// A namespace of our own. Everything in it goes with it.
+#[derive(Debug)]
+pub(crate) struct Namespace {
+    name: String,
+}
+
+// === impl Place ===
+
+impl Place {
+    pub(crate) fn command<S: AsRef<std::ffi::OsStr>>(&self, program: S) -> Command {
+        let mut words = self.0.iter();
+        match words.next() {
+            Some(first) => {
+                let mut command = Command::new(first);
+                command.args(words).arg(program);
+                command
+            }
+            None => Command::new(program),
+        }
+    }
+
+    /// A namespace that has a name for `ip netns`.
+    pub(crate) fn named(name: &str) -> Self {
+        Self(["ip", "netns", "exec", name].map(str::to_owned).to_vec())
+    }
+}
+
+// === impl Namespace ===
+
+impl Namespace {
+    /// Makes a namespace, with its loopback up. The name carries our process ID, so that runs don't meet.
+    pub(crate) fn create(purpose: &str) -> Result<Self> {
+        let name = format!("wb{}-{purpose}", std::process::id());
+        run(Command::new("ip").args(["netns", "add", &name]))?;
+        let namespace = Self { name };
+        namespace.ip(&["link set lo up"])?;
+        Ok(namespace)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        Place::named(&self.name)
+    }
+
+    /// Runs `ip` commands, one per line, in this namespace.
+    pub(crate) fn ip(&self, lines: &[impl AsRef<str>]) -> Result<()> {
+        let lines: Vec<&str> = lines.iter().map(AsRef::as_ref).collect();
+        feed(
+            Command::new("ip").args(["-n", &self.name, "-batch", "-"]),
+            &lines.join("\n"),
+        )
+    }
+
+    /// Runs `bridge` commands in this namespace.
+    pub(crate) fn bridge(&self, line: &str) -> Result<()> {
+        feed(
+            Command::new("bridge").args(["-n", &self.name, "-batch", "-"]),
+            line,
+        )
+    }
+
+    /// Loads an nftables rule set. False where there is no `nft`.
+    pub(crate) fn nft(&self, rules: &str) -> Result<bool> {
+        let mut command = self.place().command("nft");
+        command.args(["-f", "-"]);
+        if Command::new("nft").arg("--version").output().is_err() {
+            return Ok(false);
+        }
+        feed(&mut command, rules).map(|()| true)
+    }
+
+    /// Sets sysctls, by their path under `/proc/sys`. Those that this kernel doesn't have are left out.
+    pub(crate) fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
+        let script: String = settings
+            .iter()
+            .map(|(path, value)| format!("[ ! -e /proc/sys/{path} ] || echo {value} >/proc/sys/{path}\n"))
+            .collect();
+        run(self.place().command("sh").args(["-ec", &script]))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // Nothing can be done about a failure here, and `ip` has said what it is.
+        let _ = run(Command::new("ip").args(["netns", "del", &self.name]));
+    }
+}
+
+/// One network for nodes: a bridge that lets packets through and does nothing else.
+#[derive(Debug)]
+pub(crate) struct Underlay {
+    namespace: Namespace,
+}
+
+// === impl Underlay ===
+
+impl Underlay {
+    /// Largest packet of the underlay, bytes.
+    pub(crate) const MTU: u32 = 1500;
+
+    pub(crate) fn create() -> Result<Self> {
+        let namespace = Namespace::create("net")?;
+        namespace.ip(&[
+            "link add br0 type bridge",
+            &format!("link set br0 mtu {} up", Self::MTU),
+        ])?;
+        // The default runs bridged packets through netfilter; a wire has none.
+        namespace.sysctl(&[
+            ("net/bridge/bridge-nf-call-iptables", "0"),
+            ("net/bridge/bridge-nf-call-arptables", "0"),
+        ])?;
+        Ok(Self { namespace })
+    }
+
+    /// A node: a namespace whose `eth0` hangs on the bridge.
+    pub(crate) fn node(&self, name: &str, address: Ipv4Addr) -> Result<Namespace> {
+        let node = Namespace::create(name)?;
+        let net = self.namespace.name();
+        node.ip(&[
+            &format!(
+                "link add eth0 mtu {} type veth peer name {name} mtu {} netns {net}",
+                Self::MTU,
+                Self::MTU
+            ),
+            "link set eth0 up",
+            &format!("addr add {address}/24 dev eth0"),
+        ])?;
+        self.namespace.ip(&[format!("link set {name} master br0 up")])?;
+        node.sysctl(&[
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv4/conf/all/rp_filter", "0"),
+            ("net/ipv4/conf/default/rp_filter", "0"),
+        ])?;
+        Ok(node)
+    }
+}
+
+// === running programs ===
+
+/// Runs a command whose output matters only if it fails.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    read(command).map(drop)
+}
+
+/// Standard output of a command that has to succeed.
+pub(crate) fn read(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start {}", line(command)))?;
+    if !output.status.success() {
+        bail!(
+            "{} ended with {}: {}",
+            line(command),
+            output.status,
+            words(&output.stderr, &output.stdout)
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn feed(command: &mut Command, input: &str) -> Result<()> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {}", line(command)))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that ended before it had read all says why itself.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!(
+            "{} ended with {}: {}\n{input}",
+            line(command),
+            output.status,
+            words(&output.stderr, &output.stdout)
+        );
+    }
+    Ok(())
+}
+
+fn words(stderr: &[u8], stdout: &[u8]) -> String {
+    let text = if stderr.is_empty() { stdout } else { stderr };
+    String::from_utf8_lossy(text).trim().to_owned()
+}
+
+/// The command line, for messages.
+pub(crate) fn line(command: &Command) -> String {
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect();
+    format!("`{}`", words.join(" "))
+}
