@@ -1,0 +1,553 @@
+//! The ledger under power cuts, kills, failing disks, damage, and many callers.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use redb::StorageBackend;
+
+use super::store::{initialise, open_backend};
+use super::tests::{TestClock, block, key};
+use super::*;
+
+/// What reached the disk, in order.
+#[derive(Clone, Debug)]
+enum Io {
+    Write(u64, Vec<u8>),
+    SetLen(u64),
+    Sync,
+}
+
+/// A disk in memory that remembers every step, so that its power can be cut at
+/// any of them afterwards.
+#[derive(Clone, Debug, Default)]
+struct Disk(Arc<DiskInner>);
+
+#[derive(Debug, Default)]
+struct DiskInner {
+    log: Mutex<Vec<Io>>,
+    contents: Mutex<Vec<u8>>,
+    /// The number of the next sync that fails.
+    failing: Mutex<Option<usize>>,
+    gate: Mutex<bool>,
+    opened: Condvar,
+    syncs: AtomicUsize,
+}
+
+impl Disk {
+    fn with(contents: Vec<u8>) -> Self {
+        let disk = Self::default();
+        *disk.0.contents.lock().unwrap() = contents;
+        disk
+    }
+
+    fn formatted() -> Self {
+        let disk = Self::default();
+        let database = open_backend(Path::new("disk"), disk.clone()).unwrap();
+        initialise(&database).unwrap();
+        drop(database);
+        Self::with(disk.0.contents.lock().unwrap().clone())
+    }
+
+    fn open(&self, clock: &Arc<TestClock>) -> Result<(Ledger, Recovery), LedgerError> {
+        let disk = self.clone();
+        Ledger::open_with(
+            Path::new("disk"),
+            clock.clone(),
+            Box::new(move || open_backend(Path::new("disk"), disk.clone())),
+        )
+    }
+
+    fn steps(&self) -> usize {
+        self.0.log.lock().unwrap().len()
+    }
+
+    /// The disk as it is when power is cut after `steps`: everything up to the
+    /// last sync, and of the sectors written since then those that `kept` says.
+    fn cut(&self, before: &[u8], steps: usize, mut kept: impl FnMut() -> bool) -> Self {
+        const SECTOR: usize = 512;
+        let log = self.0.log.lock().unwrap();
+        let synced = log[..steps]
+            .iter()
+            .rposition(|io| matches!(io, Io::Sync))
+            .map_or(0, |at| at + 1);
+        let mut contents = before.to_vec();
+        for (at, io) in log[..steps].iter().enumerate() {
+            match io {
+                Io::SetLen(len) if at < synced || kept() => {
+                    contents.resize(usize::try_from(*len).unwrap(), 0);
+                }
+                Io::Write(offset, data) => {
+                    let offset = usize::try_from(*offset).unwrap();
+                    for (index, sector) in data.chunks(SECTOR).enumerate() {
+                        let start = offset + index * SECTOR;
+                        let end = start + sector.len();
+                        if at < synced || kept() {
+                            // A file system may have kept the data but not the length.
+                            if contents.len() < end {
+                                contents.resize(end, 0);
+                            }
+                            contents[start..end].copy_from_slice(sector);
+                        }
+                    }
+                }
+                Io::SetLen(_) | Io::Sync => {}
+            }
+        }
+        Self::with(contents)
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> Result<u64, io::Error> {
+        Ok(self.0.contents.lock().unwrap().len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+        let contents = self.0.contents.lock().unwrap();
+        let start = usize::try_from(offset).unwrap();
+        let from = contents
+            .get(start..start + out.len())
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), io::Error> {
+        self.0.log.lock().unwrap().push(Io::SetLen(len));
+        let mut contents = self.0.contents.lock().unwrap();
+        contents.resize(usize::try_from(len).unwrap(), 0);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> Result<(), io::Error> {
+        let mut gate = self.0.gate.lock().unwrap();
+        while *gate {
+            gate = self.0.opened.wait(gate).unwrap();
+        }
+        let count = self.0.syncs.fetch_add(1, Ordering::SeqCst);
+        let mut failing = self.0.failing.lock().unwrap();
+        if failing.is_some_and(|failing| failing <= count) {
+            *failing = None;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0.log.lock().unwrap().push(Io::Sync);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+        let mut contents = self.0.contents.lock().unwrap();
+        let start = usize::try_from(offset).unwrap();
+        contents[start..start + data.len()].copy_from_slice(data);
+        self.0.log.lock().unwrap().push(Io::Write(offset, data.to_vec()));
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Reserve(usize),
+    Activate(usize),
+    Release(usize),
+    Gc(BTreeSet<usize>),
+    Wait(u64),
+    Blocks(BTreeSet<usize>),
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let number = 0..24_usize;
+    prop_oneof![
+        8 => number.clone().prop_map(Op::Reserve),
+        8 => number.clone().prop_map(Op::Activate),
+        6 => number.clone().prop_map(Op::Release),
+        1 => proptest::collection::btree_set(number, 0..24).prop_map(Op::Gc),
+        3 => (1..140_u64).prop_map(Op::Wait),
+        2 => proptest::collection::btree_set(0..4_usize, 1..4).prop_map(Op::Blocks),
+        1 => Just(Op::Restart),
+    ]
+}
+
+/// What a ledger must know, kept in the plainest way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Model {
+    /// Key → address, and whether it is active.
+    owned: BTreeMap<usize, (Ipv4Addr, bool)>,
+    /// Address → second of its last release.
+    released: HashMap<Ipv4Addr, u64>,
+    serving: Vec<Block>,
+    now: u64,
+}
+
+impl Model {
+    fn free(&self) -> BTreeSet<Ipv4Addr> {
+        let owned: BTreeSet<Ipv4Addr> = self.owned.values().map(|(at, _)| *at).collect();
+        self.serving
+            .iter()
+            .flat_map(|block| block.addresses())
+            .filter(|at| !owned.contains(at))
+            .filter(|at| {
+                self.released
+                    .get(at)
+                    .is_none_or(|since| self.now - since >= COOLING.as_secs())
+            })
+            .collect()
+    }
+
+    fn release(&mut self, number: usize) -> bool {
+        let Some((address, _)) = self.owned.remove(&number) else {
+            return false;
+        };
+        self.released.insert(address, self.now);
+        true
+    }
+
+    /// What must be known after a crash: reservations are undone.
+    fn recovered(&self) -> BTreeMap<usize, Ipv4Addr> {
+        let active = self.owned.iter().filter(|(_, (_, active))| *active);
+        active.map(|(number, (at, _))| (*number, *at)).collect()
+    }
+
+    fn undone(&self) -> BTreeSet<usize> {
+        let reserved = self.owned.iter().filter(|(_, (_, active))| !active);
+        reserved.map(|(number, _)| *number).collect()
+    }
+}
+
+fn number_of(key: &AttachmentKey) -> usize {
+    key.container_id()[1..].parse().unwrap()
+}
+
+fn owners(ledger: &Ledger) -> BTreeMap<usize, Ipv4Addr> {
+    let entries = ledger.list().unwrap();
+    let owners: Vec<(usize, Ipv4Addr)> = entries
+        .iter()
+        .filter_map(|(at, entry)| Some((number_of(&entry.owner()?.key), *at)))
+        .collect();
+    let by_number: BTreeMap<usize, Ipv4Addr> = owners.iter().copied().collect();
+    assert_eq!(owners.len(), by_number.len(), "a key has two addresses");
+    by_number
+}
+
+const BLOCKS: [&str; 4] = ["10.244.0.0/30", "10.244.0.4/30", "10.244.7.0/29", "10.244.1.0/30"];
+
+/// Does `op` to both and compares what they say.
+fn step(disk: &Disk, clock: &Arc<TestClock>, ledger: &mut Option<Ledger>, model: &mut Model, op: &Op) {
+    let current = ledger.as_ref().unwrap();
+    match op {
+        Op::Reserve(number) => {
+            let outcome = current.reserve(key(*number), Details::default());
+            match (outcome, model.owned.get(number)) {
+                (Err(LedgerError::Exists { address, .. }), Some((owned, _))) => {
+                    assert_eq!(address, *owned);
+                }
+                (Err(LedgerError::Full { .. }), None) => {
+                    assert_eq!(model.free(), BTreeSet::new());
+                }
+                (Err(LedgerError::NoBlock), None) => assert_eq!(model.serving, []),
+                (Ok(address), None) => {
+                    assert!(model.free().contains(&address), "{address} was not free");
+                    model.owned.insert(*number, (address, false));
+                }
+                (outcome, owned) => panic!("{outcome:?}, but the model has {owned:?}"),
+            }
+        }
+        Op::Activate(number) => {
+            let outcome = current.activate(&key(*number));
+            match (outcome, model.owned.get_mut(number)) {
+                (Ok(attachment), Some((address, active @ false))) => {
+                    assert_eq!(attachment.address, *address);
+                    *active = true;
+                }
+                (Err(LedgerError::NotReserved { .. }), Some((_, true)))
+                | (Err(LedgerError::NotFound { .. }), None) => {}
+                (outcome, owned) => panic!("{outcome:?}, but the model has {owned:?}"),
+            }
+        }
+        Op::Release(number) => {
+            let released = current.release(&key(*number)).unwrap();
+            assert_eq!(released.is_some(), model.release(*number));
+        }
+        Op::Gc(valid) => {
+            let gone = current.gc(valid.iter().copied().map(key).collect()).unwrap();
+            let gone: BTreeSet<usize> = gone.iter().map(|old| number_of(&old.key)).collect();
+            let expected: BTreeSet<usize> = model
+                .recovered()
+                .into_keys()
+                .filter(|number| !valid.contains(number))
+                .collect();
+            assert_eq!(gone, expected);
+            for number in gone {
+                model.release(number);
+            }
+        }
+        Op::Wait(seconds) => {
+            clock.advance(Duration::from_secs(*seconds));
+            model.now += seconds;
+        }
+        Op::Blocks(which) => {
+            let wanted: Vec<Block> = which.iter().map(|index| block(BLOCKS[*index])).collect();
+            let change = current.set_blocks(wanted.clone()).unwrap();
+            for gone in change.removed {
+                let used = |at: &Ipv4Addr| gone.contains(*at);
+                assert!(!model.owned.values().any(|(at, _)| used(at)));
+                model.released.retain(|at, since| {
+                    assert!(!used(at) || model.now - *since >= COOLING.as_secs());
+                    !used(at)
+                });
+            }
+            model.serving = wanted;
+        }
+        Op::Restart => {
+            drop(ledger.take());
+            let (opened, recovery) = disk.open(clock).unwrap();
+            let undone: BTreeSet<usize> = recovery.undone.iter().map(|old| number_of(&old.key)).collect();
+            assert_eq!(undone, model.undone());
+            for number in undone {
+                model.release(number);
+            }
+            *ledger = Some(opened);
+        }
+    }
+    let owned: BTreeMap<usize, Ipv4Addr> = model
+        .owned
+        .iter()
+        .map(|(number, (at, _))| (*number, *at))
+        .collect();
+    let ledger = ledger.as_ref().unwrap();
+    assert_eq!(owners(ledger), owned);
+    assert_eq!(ledger.stats().unwrap().free() as usize, model.free().len());
+    for stats in ledger.stats().unwrap().blocks {
+        assert_eq!(
+            stats.free + stats.reserved + stats.active + stats.cooling + stats.quarantined,
+            stats.block.size().addresses()
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_no_address_has_two_owners_and_power_cuts_lose_nothing_answered(
+        ops in vec(op(), 1..120),
+        cuts in vec((any::<proptest::sample::Index>(), any::<u64>()), 6),
+    ) {
+        let disk = Disk::formatted();
+        let before = disk.0.contents.lock().unwrap().clone();
+        let clock = TestClock::new("boot-1");
+        let mut ledger = Some(disk.open(&clock).unwrap().0);
+        let mut model = Model::default();
+        // What was known once each operation was answered, by the disk's step.
+        let mut answered = vec![(disk.steps(), model.clone())];
+        for op in &ops {
+            step(&disk, &clock, &mut ledger, &mut model, op);
+            answered.push((disk.steps(), model.clone()));
+        }
+        drop(ledger);
+        for (at, seed) in cuts {
+            let steps = at.index(disk.steps() + 1).max(answered[0].0);
+            let mut bits = seed | 1;
+            let cut = disk.cut(&before, steps, || {
+                // xorshift64: any sector may or may not have made it.
+                bits ^= bits << 13;
+                bits ^= bits >> 7;
+                bits ^= bits << 17;
+                bits & 1 == 0
+            });
+            let (ledger, recovery) = cut.open(&clock).unwrap();
+            let known = owners(&ledger);
+            let undone: BTreeSet<usize> =
+                recovery.undone.iter().map(|old| number_of(&old.key)).collect();
+            let last = answered.iter().rposition(|(by, _)| *by <= steps).unwrap();
+            // The operation that was under way may have been done or not.
+            let possible = &answered[last..(last + 2).min(answered.len())];
+            prop_assert!(
+                possible.iter().any(|(_, model)| {
+                    known == model.recovered()
+                        && (undone == model.undone() || ops.get(last).is_some_and(|op| matches!(op, Op::Restart)))
+                }),
+                "after {steps} steps: {known:?}, undone {undone:?}, possible {possible:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused_or_reads_as_it_was(
+        damage in vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
+        cut_short in proptest::option::of(any::<proptest::sample::Index>()),
+    ) {
+        let disk = Disk::formatted();
+        let clock = TestClock::new("boot-1");
+        let (ledger, _) = disk.open(&clock).unwrap();
+        ledger.set_blocks(vec![block("10.244.0.0/26")]).unwrap();
+        for number in 0..40 {
+            ledger.reserve(key(number), Details::default()).unwrap();
+            ledger.activate(&key(number)).unwrap();
+        }
+        let intact = owners(&ledger);
+        drop(ledger);
+        let mut contents = disk.0.contents.lock().unwrap().clone();
+        for (at, bits) in damage {
+            let at = at.index(contents.len());
+            contents[at] ^= bits;
+        }
+        if let Some(at) = cut_short {
+            contents.truncate(at.index(contents.len()));
+        }
+        if !contents.is_empty() {
+            match Disk::with(contents).open(&clock) {
+                Ok((ledger, _)) => prop_assert_eq!(owners(&ledger), intact),
+                Err(error) => prop_assert!(
+                    matches!(error, LedgerError::Damaged { .. } | LedgerError::Io { .. } | LedgerError::Version { .. }),
+                    "{:?}", error
+                ),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_fails_costs_the_step_and_not_the_ledger() {
+    let disk = Disk::formatted();
+    let clock = TestClock::new("boot-1");
+    let (ledger, _) = disk.open(&clock).unwrap();
+    ledger.set_blocks(vec![block("10.244.0.0/29")]).unwrap();
+    ledger.reserve(key(0), Details::default()).unwrap();
+    ledger.activate(&key(0)).unwrap();
+
+    *disk.0.failing.lock().unwrap() = Some(0);
+    let error = ledger.reserve(key(1), Details::default()).unwrap_err();
+    assert!(matches!(error, LedgerError::Write { .. }), "{error:?}");
+    assert_eq!(ledger.get(&key(1)).unwrap(), None);
+    assert_eq!(
+        owners(&ledger),
+        BTreeMap::from([(0, block("10.244.0.0/29").first())])
+    );
+
+    let address = ledger.reserve(key(1), Details::default()).unwrap();
+    ledger.activate(&key(1)).unwrap();
+    *disk.0.failing.lock().unwrap() = Some(0);
+    ledger.release(&key(1)).unwrap_err();
+    ledger.release(&key(1)).unwrap();
+    drop(ledger);
+    let (ledger, recovery) = disk.open(&clock).unwrap();
+    assert_eq!(recovery, Recovery::default());
+    let others: Vec<Ipv4Addr> = (2..7)
+        .map(|number| ledger.reserve(key(number), Details::default()).unwrap())
+        .collect();
+    assert!(!others.contains(&address), "{address} still cools");
+}
+
+#[test]
+fn callers_that_wait_share_a_commit() {
+    const CALLERS: usize = 250;
+    let disk = Disk::formatted();
+    let clock = TestClock::new("boot-1");
+    let (ledger, _) = disk.open(&clock).unwrap();
+    ledger.set_blocks(vec![block("10.244.0.0/24")]).unwrap();
+    let before = disk.0.syncs.load(Ordering::SeqCst);
+    *disk.0.gate.lock().unwrap() = true;
+    let calling = AtomicUsize::new(0);
+    let addresses: BTreeSet<Ipv4Addr> = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..CALLERS)
+            .map(|number| {
+                let (ledger, calling) = (&ledger, &calling);
+                scope.spawn(move || {
+                    calling.fetch_add(1, Ordering::SeqCst);
+                    ledger.reserve(key(number), Details::default()).unwrap()
+                })
+            })
+            .collect();
+        while calling.load(Ordering::SeqCst) < CALLERS {
+            std::thread::yield_now();
+        }
+        *disk.0.gate.lock().unwrap() = false;
+        disk.0.opened.notify_all();
+        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+    });
+    assert_eq!(addresses.len(), CALLERS);
+    let syncs = disk.0.syncs.load(Ordering::SeqCst) - before;
+    assert!(syncs < CALLERS / 5, "{syncs} syncs for {CALLERS} callers");
+}
+
+/// Writes raw values where the ledger keeps its own.
+fn tamper(disk: &Disk, format: u32, rows: &[(Ipv4Addr, &[u8])]) {
+    let database = open_backend(Path::new("disk"), disk.clone()).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let meta = redb::TableDefinition::<&str, u32>::new("meta");
+        let mut meta = transaction.open_table(meta).unwrap();
+        meta.insert("format", format).unwrap();
+        let addresses = redb::TableDefinition::<u32, &[u8]>::new("addresses");
+        let mut addresses = transaction.open_table(addresses).unwrap();
+        for (address, row) in rows {
+            addresses.insert(address.to_bits(), *row).unwrap();
+        }
+    }
+    transaction.commit().unwrap();
+}
+
+#[test]
+fn a_record_that_can_not_be_read_costs_its_address_and_no_other() {
+    let disk = Disk::formatted();
+    let clock = TestClock::new("boot-1");
+    let (ledger, _) = disk.open(&clock).unwrap();
+    ledger.set_blocks(vec![block("10.244.0.0/30")]).unwrap();
+    ledger.reserve(key(0), Details::default()).unwrap();
+    ledger.activate(&key(0)).unwrap();
+    drop(ledger);
+    tamper(&disk, 1, &[(Ipv4Addr::new(10, 244, 0, 1), b"{\"state\":\"act")]);
+    let (ledger, recovery) = disk.open(&clock).unwrap();
+    let [(address, quarantined)] = recovery.quarantined.as_slice() else {
+        panic!("{recovery:?}");
+    };
+    assert_eq!(*address, Ipv4Addr::new(10, 244, 0, 1));
+    assert!(quarantined.reason.starts_with("its record can't be read"));
+    let given: Vec<Ipv4Addr> = (1..3)
+        .map(|number| ledger.reserve(key(number), Details::default()).unwrap())
+        .collect();
+    assert_eq!(given, [2, 3].map(|last| Ipv4Addr::new(10, 244, 0, last)));
+}
+
+#[test]
+fn an_attachment_with_two_addresses_has_both_quarantined_and_the_rest_is_served() {
+    let disk = Disk::formatted();
+    let clock = TestClock::new("boot-1");
+    let (ledger, _) = disk.open(&clock).unwrap();
+    ledger.set_blocks(vec![block("10.244.0.0/30")]).unwrap();
+    ledger.reserve(key(0), Details::default()).unwrap();
+    ledger.activate(&key(0)).unwrap();
+    let entry = ledger.get(&key(0)).unwrap().unwrap().1;
+    drop(ledger);
+    let row = serde_json::to_vec(&entry).unwrap();
+    tamper(&disk, 1, &[(Ipv4Addr::new(10, 244, 0, 3), &row)]);
+    for _ in 0..2 {
+        let (ledger, recovery) = disk.open(&clock).unwrap();
+        let quarantined: Vec<_> = recovery
+            .quarantined
+            .iter()
+            .map(|(address, quarantined)| (*address, quarantined.reason.as_str()))
+            .collect();
+        let reason = "attachment c0/eth0 claims both 10.244.0.0 and 10.244.0.3";
+        assert_eq!(
+            quarantined,
+            [0, 3].map(|last| (Ipv4Addr::new(10, 244, 0, last), reason))
+        );
+        assert_eq!(ledger.stats().unwrap().free(), 2);
+    }
+}
+
+#[test]
+fn a_ledger_of_a_later_version_is_refused() {
+    let disk = Disk::formatted();
+    tamper(&disk, 2, &[]);
+    let error = disk.open(&TestClock::new("boot-1")).map(|_| ()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "ledger disk has format 2, this version reads up to 1"
+    );
+}
