@@ -86,7 +86,11 @@ impl Call {
     }
 
     pub(crate) fn run(&self) -> Answer {
-        self.run_with(self.config.to_string().as_bytes())
+        self.run_with(self.stdin().as_bytes())
+    }
+
+    pub(crate) fn stdin(&self) -> String {
+        self.config.to_string()
     }
 
     pub(crate) fn run_with(&self, stdin: &[u8]) -> Answer {

@@ -1,12 +1,14 @@
 //! The agent is down, hangs, dies or talks nonsense; the disk is full.
 
+use std::io::Write;
+
 use serde_json::json;
 use weft_cni::intent::Intent;
 use weft_cni::protocol::{Command, Pod, Reply};
 use weft_cni::spec::Failure;
 use weft_model::AttachmentKey;
 
-use crate::agent::{FakeAgent, attached};
+use crate::agent::{FakeAgent, attached, content};
 use crate::call::{Answer, Call, ID};
 
 fn intent() -> Intent {
@@ -309,9 +311,16 @@ fn a_del_succeeds_on_a_full_disk_and_leaves_no_torn_intent() {
 
 #[test]
 fn a_runtime_that_went_away_is_no_reason_to_panic() {
-    let agent = FakeAgent::absent();
-    let mut child = Call::new("VERSION", &agent).spawn();
+    let agent = FakeAgent::answering(content);
+    let call = Call::new("ADD", &agent);
+    let mut child = call.spawn();
     drop(child.stdout.take());
     drop(child.stderr.take());
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(call.stdin().as_bytes())
+        .unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }

@@ -3,6 +3,7 @@
 
 mod agent;
 mod call;
+mod cnitool;
 mod environment;
 mod faults;
 mod garbage;
