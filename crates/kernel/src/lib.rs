@@ -4,10 +4,12 @@
 //! task. Sockets belong to the namespace they were opened in, wherever they are
 //! used, so that one `Rtnl` or `Nft` per namespace replaces switching threads.
 
+pub mod bpf;
 mod error;
 pub mod mount;
 mod netlink;
 pub mod netns;
+pub mod nft;
 pub mod process;
 pub mod rtnl;
 pub mod sockets;

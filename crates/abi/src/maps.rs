@@ -1,0 +1,208 @@
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{Address, Mac};
+
+/// Names of the maps, as programs declare them and pins are called.
+pub mod names {
+    /// Array of one [`Config`](crate::Config).
+    pub const CONFIG: &str = "CONFIG";
+    /// LPM trie from [`PrefixKey`](crate::PrefixKey) to [`Prefix`](crate::Prefix).
+    pub const PREFIXES: &str = "PREFIXES";
+    /// Hash from the ifindex of a pod's host-side veth to [`Endpoint`](crate::Endpoint).
+    pub const ENDPOINTS_BY_IFINDEX: &str = "ENDPOINTS_BY_IFINDEX";
+    /// Hash from a pod's [`Address`](crate::Address) to [`Endpoint`](crate::Endpoint).
+    pub const ENDPOINTS_BY_ADDR: &str = "ENDPOINTS_BY_ADDR";
+    /// Hash from a node's underlay [`Address`](crate::Address) to 1.
+    pub const NODES: &str = "NODES";
+    /// LRU hash from [`FlowKey`](crate::FlowKey) to 1.
+    pub const STACK_FLOWS: &str = "STACK_FLOWS";
+    /// Per-CPU array of [`Counter`](crate::Counter), indexed by [`DropReason`](crate::DropReason).
+    pub const DROPS: &str = "DROPS";
+    /// Per-CPU array of [`Counter`](crate::Counter), indexed by [`ForwardPath`](crate::ForwardPath).
+    pub const FORWARDS: &str = "FORWARDS";
+    /// All of them.
+    pub const ALL: [&str; 8] = [
+        CONFIG,
+        PREFIXES,
+        ENDPOINTS_BY_IFINDEX,
+        ENDPOINTS_BY_ADDR,
+        NODES,
+        STACK_FLOWS,
+        DROPS,
+        FORWARDS,
+    ];
+}
+
+/// What the programs of a node need to know about it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Config {
+    /// The node's tunnel address on the underlay.
+    pub underlay: Address,
+    /// Interface index of `weft0`.
+    pub overlay_ifindex: u32,
+    /// Largest IP packet, in bytes, that may enter the overlay.
+    pub pod_mtu: u32,
+    /// Reserved, zero.
+    pub flags: u32,
+    /// UDP port of the overlay, host byte order.
+    pub vxlan_port: u16,
+    /// Explicit padding, zero.
+    pub reserved: u16,
+}
+
+/// Key of the prefix trie (`struct bpf_lpm_trie_key`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PrefixKey {
+    /// Length in bits of the 128; an IPv4 prefix has [`Address::V4_PREFIX_BITS`] more than it is written with.
+    pub bits: u32,
+    /// The network; host bits are zero.
+    pub network: Address,
+}
+
+/// What is behind a prefix.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Prefix {
+    /// Underlay address of the node behind [`PrefixKind::RemoteBlock`] and [`PrefixKind::RemoteNode`], else unspecified.
+    pub underlay: Address,
+    /// A [`PrefixKind`] as a number; a number that is none counts as outside.
+    pub kind: u32,
+}
+
+/// Kinds of prefixes. An address in no prefix is outside: the node's stack routes and masquerades it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u32)]
+pub enum PrefixKind {
+    /// A block of this node.
+    LocalBlock = 1,
+    /// A block of another node, whose tunnel address is [`Prefix::underlay`].
+    RemoteBlock = 2,
+    /// An address of this node, /32.
+    SelfNode = 3,
+    /// An address of another node, /32, whose tunnel address is [`Prefix::underlay`].
+    RemoteNode = 4,
+    /// Pod CIDR that no node holds.
+    Pool = 5,
+    /// Outside, reached with the pod's own address.
+    Native = 6,
+}
+
+/// A live pod interface of this node. Stored twice, by ifindex and by address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Endpoint {
+    /// The pod's address.
+    pub address: Address,
+    /// Index of the host side of the pod's veth pair.
+    pub ifindex: u32,
+    /// The pod's [`Identity`](crate::Identity), as the number.
+    pub identity: u32,
+    /// Set by user space. Reserved, zero.
+    pub flags: u32,
+    /// Set by programs and kept by user space: [`Endpoint::STACK_FLOWS`].
+    pub program_flags: u32,
+    /// MAC of the pod's side.
+    pub mac: Mac,
+    /// MAC of the host's side, the pod's gateway.
+    pub host_mac: Mac,
+}
+
+/// A flow that the node's stack carries because something there translated it, in the direction seen leaving the stack.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FlowKey {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Source port, or the identifier of an ICMP query; host byte order.
+    pub source_port: u16,
+    /// Destination port, or the identifier of an ICMP query; host byte order.
+    pub destination_port: u16,
+    /// IP protocol number.
+    pub protocol: u32,
+}
+
+// === impl PrefixKey ===
+
+impl PrefixKey {
+    /// Bits of a key that names one address.
+    pub const HOST_BITS: u32 = 128;
+
+    /// The key that looks up one address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn host(address: Address) -> Self {
+        Self {
+            bits: Self::HOST_BITS,
+            network: address,
+        }
+    }
+}
+
+// === impl PrefixKind ===
+
+impl PrefixKind {
+    /// The kind behind the number in a map.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Option<Self> {
+        match raw {
+            1 => Some(Self::LocalBlock),
+            2 => Some(Self::RemoteBlock),
+            3 => Some(Self::SelfNode),
+            4 => Some(Self::RemoteNode),
+            5 => Some(Self::Pool),
+            6 => Some(Self::Native),
+            _ => None,
+        }
+    }
+
+    /// Whether addresses of this kind belong to pods, of this node, of others, or of nobody yet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_pod(self) -> bool {
+        matches!(self, Self::LocalBlock | Self::RemoteBlock | Self::Pool)
+    }
+
+    /// Whether packets of this source reach a pod past the node's stack. One that comes out of the stack nevertheless
+    /// was translated there.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bypasses_stack(self) -> bool {
+        matches!(self, Self::LocalBlock | Self::RemoteBlock | Self::RemoteNode)
+    }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// The node's stack translates flows of this endpoint: look for their notes before taking the fast path.
+    pub const STACK_FLOWS: u32 = 1;
+
+    /// Whether flows of this endpoint may be noted.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_stack_flows(&self) -> bool {
+        self.program_flags & Self::STACK_FLOWS != 0
+    }
+}
+
+// === impl FlowKey ===
+
+impl FlowKey {
+    /// The same flow seen from its other end.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+        }
+    }
+}

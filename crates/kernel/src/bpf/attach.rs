@@ -1,0 +1,241 @@
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{SchedClassifierLinkId, TcAttachOptions};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::sys::SyscallError;
+use aya::util::KernelVersion;
+
+use super::cause::AyaError;
+use super::pins::remove_file;
+use super::{Datapath, Program, filter, interface};
+use crate::error::{Cause, Context, Error, Result};
+use crate::rtnl::Rtnl;
+
+/// First kernel with TCX links (commit e420bed02507).
+const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
+
+/// How programs are attached to interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// TCX where the kernel has it (6.6), else filters of a clsact qdisc.
+    Auto,
+    /// TCX: links that are pinned and replaced atomically.
+    Tcx,
+    /// Filters of a clsact qdisc.
+    Clsact,
+}
+
+/// Which way packets go at an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// From the wire, or from the pod, into the node.
+    Ingress,
+    /// Out of the node.
+    Egress,
+}
+
+/// A program of ours that runs at an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Attachment {
+    /// Interface index.
+    pub ifindex: u32,
+    /// The program; its hook follows from it.
+    pub program: Program,
+}
+
+// === impl AttachMode ===
+
+impl AttachMode {
+    pub(super) fn use_tcx(self) -> bool {
+        match self {
+            Self::Auto => KernelVersion::current().is_ok_and(|version| version >= TCX_SINCE),
+            Self::Tcx => true,
+            Self::Clsact => false,
+        }
+    }
+}
+
+// === impl Hook ===
+
+impl Hook {
+    const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+
+    pub(super) fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.name() == name)
+    }
+
+    const fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Ingress => TcAttachType::Ingress,
+            Self::Egress => TcAttachType::Egress,
+        }
+    }
+}
+
+// === impl Datapath ===
+
+impl Datapath {
+    /// Puts the pod programs on the host side of a pod's veth pair. Idempotent: where an older agent's programs are,
+    /// these take their place between two packets.
+    ///
+    /// # Errors
+    /// `name` is not the interface with the index (`ENODEV`), or the kernel refused.
+    pub fn attach_pod(&mut self, ifindex: u32, name: &str) -> Result<()> {
+        self.attach_all(ifindex, name, [Program::FromPod, Program::ToPod])
+    }
+
+    /// The same for the overlay device.
+    ///
+    /// # Errors
+    /// As for [`attach_pod`](Self::attach_pod).
+    pub fn attach_overlay(&mut self, ifindex: u32, name: &str) -> Result<()> {
+        self.attach_all(ifindex, name, [Program::FromOverlay, Program::ToOverlay])
+    }
+
+    /// The same for the uplink.
+    ///
+    /// # Errors
+    /// As for [`attach_pod`](Self::attach_pod).
+    pub fn attach_uplink(&mut self, ifindex: u32, name: &str) -> Result<()> {
+        self.attach_all(ifindex, name, [Program::FromUplink, Program::ToUplink])
+    }
+
+    /// Takes our programs off an interface, or away what is left of them when the interface is gone.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn detach(&mut self, ifindex: u32) -> Result<()> {
+        for hook in Hook::ALL {
+            if !self.use_tcx {
+                filter::remove(ifindex, hook).context("detach eBPF program from interface", ifindex)?;
+            }
+            remove_file(&self.pins.link(ifindex, hook))?;
+        }
+        Ok(())
+    }
+
+    /// What runs, as the kernel tells: a pin alone proves nothing. Interfaces of the calling thread's network namespace
+    /// only, which must be the one that the programs were attached in.
+    ///
+    /// # Errors
+    /// The kernel refused to tell.
+    pub fn attached(&mut self) -> Result<BTreeSet<Attachment>> {
+        const OPERATION: &str = "list eBPF programs of interface";
+        let mut found = BTreeSet::new();
+        if self.use_tcx {
+            for (ifindex, hook) in self.pins.links()? {
+                let Some(name) = interface::name(ifindex).context(OPERATION, ifindex)? else {
+                    continue;
+                };
+                let (_, programs) =
+                    SchedClassifier::query_tcx(&name, hook.attach_type()).context(OPERATION, &name)?;
+                let pinned = pinned_program(&self.pins.link(ifindex, hook)).context(OPERATION, &name)?;
+                let running = programs.iter().filter(|program| program.id() == pinned);
+                let names = running.filter_map(|program| Program::by_name(program.name_as_str()?));
+                found.extend(names.map(|program| Attachment { ifindex, program }));
+            }
+        } else {
+            for link in Rtnl::open()?.links()? {
+                for hook in Hook::ALL {
+                    let program = filter::program(link.index, hook).context(OPERATION, &link.name)?;
+                    found.extend(program.map(|program| Attachment {
+                        ifindex: link.index,
+                        program,
+                    }));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) fn detach_all_filters(&mut self) -> Result<()> {
+        for Attachment { ifindex, .. } in self.attached()? {
+            self.detach(ifindex)?;
+        }
+        Ok(())
+    }
+
+    fn attach_all(&mut self, ifindex: u32, name: &str, programs: [Program; 2]) -> Result<()> {
+        const OPERATION: &str = "attach eBPF program to interface";
+        if interface::index(name).context(OPERATION, name)? != Some(ifindex) {
+            let gone = io::Error::from_raw_os_error(libc::ENODEV);
+            return Err(Error::new(
+                OPERATION,
+                format_args!("{name} ({ifindex})"),
+                Cause::Errno(gone),
+            ));
+        }
+        for program in programs {
+            let pin = self.pins.link(ifindex, program.hook());
+            let use_tcx = self.use_tcx;
+            let classifier = self.program(program)?;
+            let attached = if use_tcx {
+                attach_link(classifier, name, program.hook(), &pin).map_err(Cause::from)
+            } else {
+                attach_filter(classifier, ifindex, program)
+            };
+            attached.context(OPERATION, format_args!("{name} ({})", program.name()))?;
+        }
+        Ok(())
+    }
+}
+
+fn attach_link(program: &mut SchedClassifier, name: &str, hook: Hook, pin: &Path) -> Result<(), AyaError> {
+    match update_link(program, pin) {
+        Ok(true) => return Ok(()),
+        Ok(false) => {}
+        // The interface that this was the link of is gone, and its index came round again.
+        Err(error) if has_errno(&error, libc::ENOLINK) => std::fs::remove_file(pin)?,
+        Err(error) => return Err(error),
+    }
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program.attach_with_options(name, hook.attach_type(), options)?;
+    take_fd(program, id)?.pin(pin)?;
+    Ok(())
+}
+
+/// Swaps the program of a pinned link. `false` if there is none.
+fn update_link(program: &mut SchedClassifier, pin: &Path) -> Result<bool, AyaError> {
+    let pinned = match PinnedLink::from_pin(pin) {
+        Ok(pinned) => FdLink::from(pinned),
+        Err(LinkError::SyscallError(SyscallError { io_error, .. }))
+            if io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            return Ok(false);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let id = program.attach_to_link(pinned.try_into()?)?;
+    take_fd(program, id)?;
+    Ok(true)
+}
+
+/// Takes a link out of aya's hands, which would detach it together with the program.
+fn take_fd(program: &mut SchedClassifier, id: SchedClassifierLinkId) -> Result<FdLink, AyaError> {
+    Ok(program.take_link(id)?.try_into()?)
+}
+
+fn attach_filter(program: &mut SchedClassifier, ifindex: u32, kind: Program) -> Result<(), Cause> {
+    let fd = program.fd().map_err(ProgramError::from)?;
+    filter::set(ifindex, kind.hook(), kind.name(), fd.as_fd())
+}
+
+fn pinned_program(pin: &Path) -> Result<u32, LinkError> {
+    Ok(FdLink::from(PinnedLink::from_pin(pin)?).info()?.program_id())
+}
+
+fn has_errno(error: &AyaError, errno: i32) -> bool {
+    matches!(error, AyaError::Program(ProgramError::SyscallError(failed))
+        if failed.io_error.raw_os_error() == Some(errno))
+}

@@ -1,0 +1,399 @@
+//! The maps that user space fills, each as a [`Target`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{HashMap, LpmTrie, MapData, MapError};
+use ipnet::IpNet;
+use weft_abi::{Address, Identity, Prefix, PrefixKey, PrefixKind, names};
+use weft_model::Mac;
+
+use super::Datapath;
+use super::convert::{Raw, from_abi, prefix_from_abi, prefix_to_abi, to_abi};
+use crate::error::{Context, Result};
+use crate::target::Target;
+
+/// What the programs need to know about their node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// The node's tunnel address on the underlay.
+    pub underlay: IpAddr,
+    /// Interface index of the overlay device.
+    pub overlay_ifindex: u32,
+    /// Largest IP packet, in bytes, that may enter the overlay.
+    pub pod_mtu: u32,
+    /// UDP port of the overlay.
+    pub vxlan_port: u16,
+}
+
+/// What is behind a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixTarget {
+    /// A block of this node.
+    LocalBlock,
+    /// A block of the node with this tunnel address.
+    RemoteBlock {
+        /// The node's tunnel address.
+        underlay: IpAddr,
+    },
+    /// An address of this node.
+    SelfNode,
+    /// An address of the node with this tunnel address.
+    RemoteNode {
+        /// The node's tunnel address.
+        underlay: IpAddr,
+    },
+    /// Pod CIDR; the blocks of it that a node holds are longer prefixes.
+    Pool,
+    /// Outside, reached with the pod's own address.
+    Native,
+}
+
+/// A pod's interface, except for its address, which is the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Interface index of the host side of the pod's veth pair.
+    pub ifindex: u32,
+    /// Who the pod is to policy.
+    pub identity: Identity,
+    /// MAC address of the pod's side.
+    pub mac: Mac,
+    /// MAC address of the host's side.
+    pub host_mac: Mac,
+}
+
+/// Blocks, pools, nodes' addresses and native destinations. The longest prefix counts.
+#[derive(Debug)]
+pub struct Prefixes<'a>(&'a mut LpmTrie<MapData, Raw<Address>, Raw<Prefix>>);
+
+/// The pods of this node, by address. Flags that programs set on them survive.
+#[derive(Debug)]
+pub struct Endpoints<'a> {
+    by_addr: &'a mut HashMap<MapData, Raw<Address>, Raw<weft_abi::Endpoint>>,
+    by_ifindex: &'a mut HashMap<MapData, u32, Raw<weft_abi::Endpoint>>,
+}
+
+/// Underlay addresses of the cluster's nodes.
+#[derive(Debug)]
+pub struct Nodes<'a>(&'a mut HashMap<MapData, Raw<Address>, u32>);
+
+// === impl Datapath ===
+
+impl Datapath {
+    /// Tells the programs about their node. Until then they drop what pods send.
+    ///
+    /// # Errors
+    /// The kernel refused to write the map.
+    pub fn configure(&mut self, config: &NodeConfig) -> Result<()> {
+        let value = weft_abi::Config {
+            underlay: to_abi(config.underlay),
+            overlay_ifindex: config.overlay_ifindex,
+            pod_mtu: config.pod_mtu,
+            flags: 0,
+            vxlan_port: config.vxlan_port,
+            reserved: 0,
+        };
+        self.config
+            .set(0, Raw(value), 0)
+            .context("write eBPF map", names::CONFIG)
+    }
+
+    /// What the programs were told about their node, if anything.
+    ///
+    /// # Errors
+    /// The kernel refused to read the map.
+    pub fn config(&self) -> Result<Option<NodeConfig>> {
+        let Raw(value) = self.config.get(&0, 0).context("read eBPF map", names::CONFIG)?;
+        Ok((value.overlay_ifindex != 0).then(|| NodeConfig {
+            underlay: from_abi(value.underlay),
+            overlay_ifindex: value.overlay_ifindex,
+            pod_mtu: value.pod_mtu,
+            vxlan_port: value.vxlan_port,
+        }))
+    }
+
+    /// The prefix trie.
+    pub fn prefixes(&mut self) -> Prefixes<'_> {
+        Prefixes(&mut self.prefixes)
+    }
+
+    /// The pods of this node.
+    pub fn endpoints(&mut self) -> Endpoints<'_> {
+        Endpoints {
+            by_addr: &mut self.endpoints_by_addr,
+            by_ifindex: &mut self.endpoints_by_ifindex,
+        }
+    }
+
+    /// The cluster's nodes.
+    pub fn nodes(&mut self) -> Nodes<'_> {
+        Nodes(&mut self.nodes)
+    }
+}
+
+// === impl PrefixTarget ===
+
+impl PrefixTarget {
+    fn to_abi(self) -> Prefix {
+        let (kind, underlay) = match self {
+            Self::LocalBlock => (PrefixKind::LocalBlock, None),
+            Self::RemoteBlock { underlay } => (PrefixKind::RemoteBlock, Some(underlay)),
+            Self::SelfNode => (PrefixKind::SelfNode, None),
+            Self::RemoteNode { underlay } => (PrefixKind::RemoteNode, Some(underlay)),
+            Self::Pool => (PrefixKind::Pool, None),
+            Self::Native => (PrefixKind::Native, None),
+        };
+        Prefix {
+            underlay: underlay.map_or(Address::UNSPECIFIED, to_abi),
+            kind: kind as u32,
+        }
+    }
+
+    fn from_abi(prefix: Prefix) -> Option<Self> {
+        let underlay = from_abi(prefix.underlay);
+        Some(match PrefixKind::from_raw(prefix.kind)? {
+            PrefixKind::LocalBlock => Self::LocalBlock,
+            PrefixKind::RemoteBlock => Self::RemoteBlock { underlay },
+            PrefixKind::SelfNode => Self::SelfNode,
+            PrefixKind::RemoteNode => Self::RemoteNode { underlay },
+            PrefixKind::Pool => Self::Pool,
+            PrefixKind::Native => Self::Native,
+        })
+    }
+}
+
+// === impl Prefixes ===
+
+impl Target for Prefixes<'_> {
+    type Key = IpNet;
+    type Value = PrefixTarget;
+
+    fn list(&mut self) -> Result<BTreeMap<IpNet, PrefixTarget>> {
+        let mut found = BTreeMap::new();
+        for entry in self.0.iter() {
+            let (key, Raw(prefix)) = entry.context("read eBPF map", names::PREFIXES)?;
+            let Raw(network) = key.data();
+            let key = PrefixKey {
+                bits: key.prefix_len(),
+                network,
+            };
+            if let (Some(net), Some(target)) = (prefix_from_abi(key), PrefixTarget::from_abi(prefix)) {
+                found.insert(net, target);
+            }
+        }
+        Ok(found)
+    }
+
+    fn apply(&mut self, net: &IpNet, target: &PrefixTarget) -> Result<()> {
+        self.0
+            .insert(&key_of(*net), Raw(target.to_abi()), 0)
+            .context("write eBPF map PREFIXES at", net)
+    }
+
+    fn remove(&mut self, net: &IpNet) -> Result<()> {
+        removed(self.0.remove(&key_of(*net))).context("remove from eBPF map PREFIXES", net)
+    }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// A pod that has no identity of its own.
+    pub const fn new(ifindex: u32, mac: Mac, host_mac: Mac) -> Self {
+        Self {
+            ifindex,
+            identity: Identity::POD,
+            mac,
+            host_mac,
+        }
+    }
+
+    fn to_abi(self, address: Address) -> weft_abi::Endpoint {
+        weft_abi::Endpoint {
+            address,
+            ifindex: self.ifindex,
+            identity: self.identity.get(),
+            flags: 0,
+            program_flags: 0,
+            mac: weft_abi::Mac::new(self.mac.octets()),
+            host_mac: weft_abi::Mac::new(self.host_mac.octets()),
+        }
+    }
+
+    /// `None` for an entry that is not one of ours; it differs from everything that is wanted.
+    fn from_abi(raw: &weft_abi::Endpoint) -> Option<Self> {
+        Some(Self {
+            ifindex: raw.ifindex,
+            identity: Identity::new(raw.identity).ok()?,
+            mac: Mac(raw.mac.octets()),
+            host_mac: Mac(raw.host_mac.octets()),
+        })
+    }
+
+    /// Half an endpoint: in one map only, or different in the two. No interface has the index zero, so it differs from
+    /// everything that is wanted, and is repaired or removed.
+    const BROKEN: Self = Self {
+        ifindex: 0,
+        identity: Identity::POD,
+        mac: Mac([0; 6]),
+        host_mac: Mac([0; 6]),
+    };
+}
+
+// === impl Endpoints ===
+
+impl Endpoints<'_> {
+    /// Addresses whose flows the node's stack carries some of.
+    ///
+    /// # Errors
+    /// The kernel refused to read the map.
+    pub fn with_stack_flows(&self) -> Result<Vec<IpAddr>> {
+        let mut found = Vec::new();
+        for entry in self.by_addr.iter() {
+            let (Raw(address), Raw(raw)) = entry.context("read eBPF map", names::ENDPOINTS_BY_ADDR)?;
+            if raw.has_stack_flows() {
+                found.push(from_abi(address));
+            }
+        }
+        Ok(found)
+    }
+
+    fn at_addr(&self, address: Address) -> Result<Option<weft_abi::Endpoint>> {
+        found(self.by_addr.get(&Raw(address), 0)).context("read eBPF map", names::ENDPOINTS_BY_ADDR)
+    }
+
+    fn at_ifindex(&self, ifindex: u32) -> Result<Option<weft_abi::Endpoint>> {
+        found(self.by_ifindex.get(&ifindex, 0)).context("read eBPF map", names::ENDPOINTS_BY_IFINDEX)
+    }
+}
+
+impl Target for Endpoints<'_> {
+    type Key = IpAddr;
+    type Value = Endpoint;
+
+    fn list(&mut self) -> Result<BTreeMap<IpAddr, Endpoint>> {
+        let mut endpoints = BTreeMap::new();
+        for entry in self.by_ifindex.iter() {
+            let (_, Raw(raw)) = entry.context("read eBPF map", names::ENDPOINTS_BY_IFINDEX)?;
+            endpoints.insert(from_abi(raw.address), Endpoint::BROKEN);
+        }
+        for entry in self.by_addr.iter() {
+            let (Raw(address), Raw(raw)) = entry.context("read eBPF map", names::ENDPOINTS_BY_ADDR)?;
+            let whole = self
+                .at_ifindex(raw.ifindex)?
+                .is_some_and(|other| same(&raw, &other));
+            let endpoint = Endpoint::from_abi(&raw)
+                .filter(|_| whole)
+                .unwrap_or(Endpoint::BROKEN);
+            endpoints.insert(from_abi(address), endpoint);
+        }
+        Ok(endpoints)
+    }
+
+    /// Crash-safe in its order: an interface finds its endpoint only after the endpoint can be found by its address, so
+    /// whatever is left half done is seen by [`list`](Self::list).
+    fn apply(&mut self, address: &IpAddr, endpoint: &Endpoint) -> Result<()> {
+        let raw_address = to_abi(*address);
+        let mut raw = endpoint.to_abi(raw_address);
+        if let Some(before) = self.at_addr(raw_address)? {
+            if before.ifindex == raw.ifindex && before.mac == raw.mac {
+                raw.program_flags = before.program_flags;
+            } else if before.ifindex != raw.ifindex {
+                removed(self.by_ifindex.remove(&before.ifindex))
+                    .context("remove from eBPF map ENDPOINTS_BY_IFINDEX", before.ifindex)?;
+            }
+        }
+        self.by_addr
+            .insert(Raw(raw_address), Raw(raw), 0)
+            .context("write eBPF map ENDPOINTS_BY_ADDR at", address)?;
+        self.by_ifindex
+            .insert(raw.ifindex, Raw(raw), 0)
+            .context("write eBPF map ENDPOINTS_BY_IFINDEX at", raw.ifindex)
+    }
+
+    fn remove(&mut self, address: &IpAddr) -> Result<()> {
+        let raw_address = to_abi(*address);
+        let indices: Vec<u32> = match self.at_addr(raw_address)? {
+            Some(before) => vec![before.ifindex],
+            // Only an interface has it: somebody took the other half away.
+            None => self
+                .by_ifindex
+                .iter()
+                .filter_map(std::result::Result::ok)
+                .filter(|(_, Raw(raw))| raw.address == raw_address)
+                .map(|(ifindex, _)| ifindex)
+                .collect(),
+        };
+        for ifindex in indices {
+            if self
+                .at_ifindex(ifindex)?
+                .is_some_and(|raw| raw.address == raw_address)
+            {
+                removed(self.by_ifindex.remove(&ifindex))
+                    .context("remove from eBPF map ENDPOINTS_BY_IFINDEX", ifindex)?;
+            }
+        }
+        removed(self.by_addr.remove(&Raw(raw_address)))
+            .context("remove from eBPF map ENDPOINTS_BY_ADDR", address)
+    }
+}
+
+// === impl Nodes ===
+
+impl Target for Nodes<'_> {
+    type Key = IpAddr;
+    type Value = ();
+
+    fn list(&mut self) -> Result<BTreeMap<IpAddr, ()>> {
+        self.0
+            .keys()
+            .map(|key| {
+                key.map(|Raw(address)| (from_abi(address), ()))
+                    .context("read eBPF map", names::NODES)
+            })
+            .collect()
+    }
+
+    fn apply(&mut self, underlay: &IpAddr, &(): &()) -> Result<()> {
+        self.0
+            .insert(Raw(to_abi(*underlay)), 1, 0)
+            .context("write eBPF map NODES at", underlay)
+    }
+
+    fn remove(&mut self, underlay: &IpAddr) -> Result<()> {
+        removed(self.0.remove(&Raw(to_abi(*underlay)))).context("remove from eBPF map NODES", underlay)
+    }
+}
+
+fn key_of(net: IpNet) -> Key<Raw<Address>> {
+    let key = prefix_to_abi(net);
+    Key::new(key.bits, Raw(key.network))
+}
+
+/// Whether two copies of an endpoint agree in what user space writes.
+fn same(one: &weft_abi::Endpoint, other: &weft_abi::Endpoint) -> bool {
+    weft_abi::Endpoint {
+        program_flags: 0,
+        ..*one
+    } == weft_abi::Endpoint {
+        program_flags: 0,
+        ..*other
+    }
+}
+
+fn found<T>(looked_up: std::result::Result<Raw<T>, MapError>) -> std::result::Result<Option<T>, MapError> {
+    match looked_up {
+        Ok(Raw(value)) => Ok(Some(value)),
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn removed(outcome: std::result::Result<(), MapError>) -> std::result::Result<(), MapError> {
+    match outcome {
+        Err(MapError::SyscallError(failed)) if failed.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,5 @@
+//! Tests of the eBPF datapath: programs run by the kernel on built packets, and packets between namespaces.
+//! They need root; without it each says that it was skipped.
+
+mod delivery;
+mod support;

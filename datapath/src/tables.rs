@@ -1,0 +1,130 @@
+//! The maps, and the questions the programs ask them.
+#![expect(
+    unsafe_code,
+    reason = "values of maps are raw pointers; this module is their only user"
+)]
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    macros::btf_map,
+};
+use weft_abi::{
+    Address, Config, Counter, DropReason, Endpoint, FlowKey, ForwardPath, Prefix, PrefixKey, PrefixKind,
+};
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+static CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map]
+static PREFIXES: LpmTrie<Address, Prefix, 131_072> = LpmTrie::new();
+
+// Without preallocation a removed value is freed only after every running program has ended, so a reference taken here
+// never sees another endpoint's data.
+#[btf_map]
+static ENDPOINTS_BY_IFINDEX: HashMap<u32, Endpoint, 4096, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+static ENDPOINTS_BY_ADDR: HashMap<Address, Endpoint, 4096, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+static NODES: HashMap<Address, u32, 16_384, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+static STACK_FLOWS: LruHashMap<FlowKey, u32, 65_536> = LruHashMap::new();
+
+#[btf_map]
+static DROPS: PerCpuArray<Counter, { DropReason::ALL.len() }> = PerCpuArray::new();
+
+#[btf_map]
+static FORWARDS: PerCpuArray<Counter, { ForwardPath::ALL.len() }> = PerCpuArray::new();
+
+/// The node's configuration; `None` until the agent has written it.
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0).filter(|config| config.overlay_ifindex != 0)
+}
+
+/// What the longest prefix that holds `address` stands for.
+#[inline(always)]
+pub fn prefix_of(address: Address) -> Option<(PrefixKind, &'static Prefix)> {
+    let prefix = PREFIXES.get(&Key::new(PrefixKey::HOST_BITS, address))?;
+    Some((PrefixKind::from_raw(prefix.kind)?, prefix))
+}
+
+/// [`prefix_of`], for when only the kind matters.
+#[inline(always)]
+pub fn kind_of(address: Address) -> Option<PrefixKind> {
+    prefix_of(address).map(|(kind, _)| kind)
+}
+
+#[inline(always)]
+pub fn endpoint_by_ifindex(ifindex: u32) -> Option<&'static Endpoint> {
+    // SAFETY: no preallocation, see above; the fields that change in place are single words.
+    unsafe { ENDPOINTS_BY_IFINDEX.get(ifindex) }
+}
+
+#[inline(always)]
+pub fn endpoint_by_addr(address: Address) -> Option<&'static Endpoint> {
+    // SAFETY: as above.
+    unsafe { ENDPOINTS_BY_ADDR.get(address) }
+}
+
+/// Whether a node of the cluster has this underlay address.
+#[inline(always)]
+pub fn is_node(underlay: Address) -> bool {
+    NODES.get_ptr(underlay).is_some()
+}
+
+/// Notes that the stack carries this flow of `endpoint`. Called for every packet of it that leaves the stack, so that
+/// the note of a living flow is never the least recently used, and comes back should it have been evicted.
+#[inline(always)]
+pub fn note_stack_flow(flow: &FlowKey, endpoint: &Endpoint) {
+    if STACK_FLOWS.get_ptr(flow).is_none() {
+        // A full map makes room by itself; if the kernel has no memory, the next packet tries again.
+        let _ = STACK_FLOWS.insert(flow, 1, u64::from(BPF_ANY));
+    }
+    flag_stack_flows(ENDPOINTS_BY_ADDR.get_ptr_mut(endpoint.address));
+    flag_stack_flows(ENDPOINTS_BY_IFINDEX.get_ptr_mut(endpoint.ifindex));
+}
+
+/// Whether the stack carries the flow whose other direction this packet is.
+#[inline(always)]
+pub fn is_reply_of_stack_flow(flow: &FlowKey) -> bool {
+    STACK_FLOWS.get_ptr(flow.reversed()).is_some()
+}
+
+#[inline(always)]
+pub fn count_drop(reason: DropReason, bytes: u32) {
+    count(DROPS.get_ptr_mut(reason.index()), bytes);
+}
+
+#[inline(always)]
+pub fn count_forward(path: ForwardPath, bytes: u32) {
+    count(FORWARDS.get_ptr_mut(path.index()), bytes);
+}
+
+#[inline(always)]
+fn count(counter: Option<*mut Counter>, bytes: u32) {
+    if let Some(counter) = counter {
+        // SAFETY: this CPU's own slot; programs of one CPU do not preempt each other here.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(bytes);
+        }
+    }
+}
+
+#[inline(always)]
+fn flag_stack_flows(endpoint: Option<*mut Endpoint>) {
+    if let Some(endpoint) = endpoint {
+        // SAFETY: no preallocation, see above. Only programs set the word and only to this value.
+        unsafe {
+            if !(*endpoint).has_stack_flows() {
+                (*endpoint).program_flags = Endpoint::STACK_FLOWS;
+            }
+        }
+    }
+}

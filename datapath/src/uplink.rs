@@ -1,0 +1,69 @@
+//! Programs of the uplink. Most packets there are the node's own, outer headers of the overlay included, so they look
+//! for the node's address before they search the trie. They read from the IP header on, so that an uplink without
+//! Ethernet headers does as well.
+
+use weft_abi::{Address, DropReason, PrefixKind, packet::ETHERTYPE_IPV4};
+
+use crate::{
+    skb::Skb,
+    tables,
+    verdict::{Action, Verdict},
+};
+
+struct Ends {
+    source: Address,
+    destination: Address,
+}
+
+#[inline(always)]
+pub fn try_to_uplink(skb: &Skb) -> Verdict {
+    let Some(ends) = ends_of(skb)? else {
+        return Ok(Action::Ignore);
+    };
+    if is_own(ends.source) || !is_pod(ends.source) {
+        return Ok(Action::Ignore);
+    }
+    match tables::kind_of(ends.destination) {
+        Some(PrefixKind::Native) => Ok(Action::Ignore),
+        _ => Err(DropReason::UnmasqueradedEgress),
+    }
+}
+
+#[inline(always)]
+pub fn try_from_uplink(skb: &Skb) -> Verdict {
+    let Some(ends) = ends_of(skb)? else {
+        return Ok(Action::Ignore);
+    };
+    if is_own(ends.destination) || !is_pod(ends.destination) {
+        return Ok(Action::Ignore);
+    }
+    match tables::kind_of(ends.source) {
+        Some(PrefixKind::Native) => Ok(Action::Ignore),
+        _ => Err(DropReason::UnderlayToPod),
+    }
+}
+
+/// `None` for anything but IPv4.
+#[inline(always)]
+fn ends_of(skb: &Skb) -> Result<Option<Ends>, DropReason> {
+    const SOURCE: u32 = 12;
+    if skb.protocol() != ETHERTYPE_IPV4 {
+        return Ok(None);
+    }
+    let bytes: [u8; 8] = skb.load_network(SOURCE).ok_or(DropReason::Malformed)?;
+    let [a0, a1, a2, a3, b0, b1, b2, b3] = bytes;
+    Ok(Some(Ends {
+        source: Address::v4([a0, a1, a2, a3]),
+        destination: Address::v4([b0, b1, b2, b3]),
+    }))
+}
+
+#[inline(always)]
+fn is_own(address: Address) -> bool {
+    tables::config().is_some_and(|config| config.underlay == address)
+}
+
+#[inline(always)]
+fn is_pod(address: Address) -> bool {
+    tables::kind_of(address).is_some_and(PrefixKind::is_pod)
+}
