@@ -112,6 +112,32 @@ pub(crate) fn datagrams(server: SocketAddrV4, time: Duration) -> Result<Datagram
     })
 }
 
+/// The body of an HTTP answer; for machines without curl.
+pub(crate) fn get(url: &str) -> Result<String> {
+    let rest = url
+        .strip_prefix("http://")
+        .context("only http:// is spoken here")?;
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let server: SocketAddrV4 = authority
+        .parse()
+        .with_context(|| format!("parse address and port of {url}"))?;
+    let mut stream = TcpStream::connect_timeout(&server.into(), PATIENCE)
+        .with_context(|| format!("connect to {server}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET /{path} HTTP/1.0\r\nHost: {authority}\r\n\r\n").context("send the request")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("receive the answer")?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("an answer without end of headers")?;
+    ensure!(
+        head.split(' ').nth(1) == Some("200"),
+        "{}",
+        head.lines().next().unwrap_or_default()
+    );
+    Ok(body.to_owned())
+}
+
 /// The server's count once it no longer moves.
 fn settled(server: SocketAddrV4) -> Result<u64> {
     let mut last = arrived(server)?;

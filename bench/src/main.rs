@@ -49,6 +49,11 @@ enum Command {
     Stream(Load),
     /// UDP datagrams of 64 bytes as fast as they go; what arrives counts; prints JSON
     UdpPps(Load),
+    /// Print what an HTTP server answers
+    Get {
+        /// http://ADDRESS:PORT/PATH
+        url: String,
+    },
     /// ADD and DEL of a CNI configuration as a runtime sees them, then many pods at once; prints JSON (root)
     Cni(cni::Args),
     /// Switch the offloads of a link of this namespace
@@ -93,6 +98,7 @@ fn execute(command: Command) -> Result<()> {
         Command::TcpRr(load) => load.print(client::request_response),
         Command::Stream(load) => load.print(client::stream),
         Command::UdpPps(load) => load.print(client::datagrams),
+        Command::Get { url } => client::get(&url).map(|body| print::line(body.trim_end())),
         Command::Cni(args) => cni::run(&args),
         Command::Offload { link, mode } => offload::set(&link, mode),
     }

@@ -1,4 +1,4 @@
-//! The answering side. One TCP port for three kinds of connection, told apart by their first byte, and one UDP sink.
+//! The answering side. One TCP port for several kinds of connection, told apart by their first byte, and one UDP sink.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -18,6 +18,8 @@ pub(crate) mod wish {
     pub(crate) const SINK: u8 = b'S';
     /// How many datagrams have arrived since the start (u64, big endian).
     pub(crate) const COUNT: u8 = b'C';
+    /// From which address the request came, as text: the first byte of an HTTP request.
+    pub(crate) const GET: u8 = b'G';
 }
 
 /// Receive buffer of the datagram sink, bytes. The kernel may grant less.
@@ -93,6 +95,16 @@ fn answer(mut stream: TcpStream, arrived: &AtomicU64) -> std::io::Result<()> {
                     n => total += n as u64,
                 }
             }
+        }
+        wish::GET => {
+            let peer = stream.peer_addr()?;
+            // Read the request's head, lest closing with unread bytes resets the connection.
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head)?;
+            write!(
+                stream,
+                "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nyou are {peer}\n"
+            )
         }
         wish::COUNT => stream.write_all(&arrived.load(Ordering::Relaxed).to_be_bytes()),
         _ => Ok(()),

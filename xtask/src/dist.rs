@@ -55,12 +55,15 @@ pub(crate) fn build() -> Result<Dist> {
     install(&release.join("weft-bench"), &dir)?;
 
     install(&build_plugin()?, &dir)?;
-    term::line(&format!(
-        "built {} in {}",
-        dir.display(),
-        term::duration(started.elapsed())
-    ));
-    Ok(Dist { dir })
+    let dist = Dist { dir };
+    for file in [dist.weft(), dist.weft_cni()] {
+        let size = std::fs::metadata(&file)
+            .with_context(|| format!("look at {}", file.display()))?
+            .len();
+        term::line(&format!("{}: {:.1} MB", file.display(), size as f64 / 1e6));
+    }
+    term::line(&format!("built in {}", term::duration(started.elapsed())));
+    Ok(dist)
 }
 
 /// The plugin runs in whatever root file system a node has and is started for every pod: static, small.

@@ -76,8 +76,11 @@ pub(crate) fn line(command: &Command) -> String {
         ))
     });
     let program = command.get_program().to_string_lossy();
-    let program = quote(program.rsplit_once("/bin/").map_or(&*program, |(_, name)| name));
-    let args = command.get_args().map(|arg| quote(&arg.to_string_lossy()));
+    let program = quote(program.rsplit('/').next().unwrap_or(&program));
+    let root = format!("{}/", crate::root().display());
+    let args = command
+        .get_args()
+        .map(|arg| quote(&arg.to_string_lossy().replace(&root, "")));
     env.chain([program]).chain(args).collect::<Vec<_>>().join(" ")
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Style {
     pub(crate) bold: &'static str,
-    pub(crate) dim: &'static str,
+
     pub(crate) green: &'static str,
     pub(crate) yellow: &'static str,
     pub(crate) red: &'static str,
@@ -24,7 +24,7 @@ pub(crate) fn style() -> &'static Style {
         if plain || !std::io::stdout().is_terminal() {
             Style {
                 bold: "",
-                dim: "",
+
                 green: "",
                 yellow: "",
                 red: "",
@@ -33,7 +33,6 @@ pub(crate) fn style() -> &'static Style {
         } else {
             Style {
                 bold: "\x1b[1m",
-                dim: "\x1b[2m",
                 green: "\x1b[32m",
                 yellow: "\x1b[33m",
                 red: "\x1b[31m",
