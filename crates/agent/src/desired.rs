@@ -3,6 +3,7 @@
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use weft_model::Block;
 
 /// What the datapath does with a destination, and what it believes of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub struct Desired {
     /// All addresses of this node, `address` among them.
     pub addresses: Vec<Ipv4Addr>,
     /// Blocks from which this node's pods get addresses.
-    pub blocks: Vec<Ipv4Net>,
+    pub blocks: Vec<Block>,
     pub pod_cidrs: BTreeSet<Ipv4Net>,
     pub non_masquerade: BTreeSet<Ipv4Net>,
     pub prefixes: BTreeMap<Ipv4Net, Prefix>,

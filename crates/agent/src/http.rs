@@ -32,7 +32,8 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, ready: Ready) {
                 let response = answer(&request, &metrics, &ready);
                 async move { Ok::<_, Infallible>(response) }
             });
-            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let connection =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "metrics connection ended early");
             }
@@ -63,7 +64,10 @@ fn answer(request: &Request<Incoming>, metrics: &Metrics, ready: &Ready) -> Resp
             Ok(()) => text(StatusCode::OK, "ok\n".into()),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
-        path => text(StatusCode::NOT_FOUND, format!("{path} is not served; try /metrics, /healthz or /readyz\n")),
+        path => text(
+            StatusCode::NOT_FOUND,
+            format!("{path} is not served; try /metrics, /healthz or /readyz\n"),
+        ),
     }
 }
 

@@ -14,17 +14,7 @@ use crate::desired::{Desired, Prefix};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-
-/// A node as a NodeSlice names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    pub name: String,
-    /// UID of the Node object: a re-created node of the same name is another node.
-    pub uid: String,
-    /// Underlay addresses; the first one is the tunnel's end.
-    pub addresses: Vec<Ipv4Addr>,
-    pub blocks: Vec<Ipv4Net>,
-}
+use weft_model::{Block, Node, NodeName, NodeUid};
 
 /// The part of a PodPool that a node needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,7 +26,7 @@ pub struct Pool {
 /// This node's own Node object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnNode {
-    pub uid: String,
+    pub uid: NodeUid,
     pub addresses: Vec<Ipv4Addr>,
 }
 
@@ -44,16 +34,16 @@ pub struct OwnNode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// UID of the Node the blocks were given to.
-    pub node_uid: String,
-    pub blocks: Vec<Ipv4Net>,
+    pub node_uid: NodeUid,
+    pub blocks: Vec<Block>,
 }
 
 /// Two nodes that claim the same addresses. The one that was there first keeps them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
     pub prefix: Ipv4Net,
-    pub kept: String,
-    pub refused: String,
+    pub kept: NodeName,
+    pub refused: NodeName,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,11 +60,11 @@ impl Source {
 
 #[derive(Debug)]
 pub struct Index {
-    name: String,
+    name: NodeName,
     node: Option<OwnNode>,
     grant: Option<Grant>,
     pools: BTreeMap<String, Pool>,
-    slices: BTreeMap<String, Vec<Peer>>,
+    slices: BTreeMap<String, Vec<Node>>,
     listed: BTreeSet<Source>,
 }
 
@@ -82,9 +72,9 @@ pub struct Index {
 
 impl Index {
     /// An empty index for the node called `name`.
-    pub fn new(name: impl Into<String>) -> Self {
+    pub fn new(name: NodeName) -> Self {
         Self {
-            name: name.into(),
+            name,
             node: None,
             grant: None,
             pools: BTreeMap::new(),
@@ -100,7 +90,10 @@ impl Index {
 
     /// Sources that were not listed yet, for messages.
     pub fn missing(&self) -> Vec<Source> {
-        Source::ALL.into_iter().filter(|s| !self.listed.contains(s)).collect()
+        Source::ALL
+            .into_iter()
+            .filter(|s| !self.listed.contains(s))
+            .collect()
     }
 
     pub fn set_node(&mut self, node: Option<OwnNode>) {
@@ -118,7 +111,7 @@ impl Index {
         };
     }
 
-    pub fn set_slice(&mut self, name: &str, peers: Option<Vec<Peer>>) {
+    pub fn set_slice(&mut self, name: &str, peers: Option<Vec<Node>>) {
         match peers {
             Some(peers) => self.slices.insert(name.to_owned(), peers),
             None => self.slices.remove(name),
@@ -136,8 +129,8 @@ impl Index {
     }
 
     /// The UID of this node's Node object, once known.
-    pub fn node_uid(&self) -> Option<&str> {
-        self.node.as_ref().map(|n| n.uid.as_str())
+    pub fn node_uid(&self) -> Option<&NodeUid> {
+        self.node.as_ref().map(|n| &n.uid)
     }
 
     /// Compiles what the kernel should hold. `None` while a source was never listed or the node has no address.
@@ -158,17 +151,24 @@ impl Index {
             build.claim((*own).into(), Prefix::SelfNode, &self.name);
         }
         for block in &own_blocks {
-            build.claim(*block, Prefix::LocalBlock, &self.name);
+            build.claim(block.net(), Prefix::LocalBlock, &self.name);
         }
         let mut nodes = BTreeSet::new();
-        for peer in self.slices.values().flatten().filter(|peer| peer.name != self.name) {
-            let Some(&underlay) = peer.addresses.first() else { continue };
+        for peer in self
+            .slices
+            .values()
+            .flatten()
+            .filter(|peer| peer.name != self.name)
+        {
+            let Some(&underlay) = peer.addresses.first() else {
+                continue;
+            };
             nodes.extend(peer.addresses.iter().copied());
             for address in &peer.addresses {
                 build.claim((*address).into(), Prefix::RemoteNode { underlay }, &peer.name);
             }
             for block in &peer.blocks {
-                build.claim(*block, Prefix::RemoteBlock { underlay }, &peer.name);
+                build.claim(block.net(), Prefix::RemoteBlock { underlay }, &peer.name);
             }
         }
         let mut pod_cidrs = BTreeSet::new();
@@ -202,24 +202,29 @@ impl Index {
 #[derive(Default)]
 struct Build {
     prefixes: BTreeMap<Ipv4Net, Prefix>,
-    owners: BTreeMap<Ipv4Net, String>,
+    owners: BTreeMap<Ipv4Net, NodeName>,
     conflicts: Vec<Conflict>,
 }
 
 impl Build {
     /// Gives `prefix` to `owner` unless its addresses are somebody else's: two nodes never share a block, and
     /// a slice that says so must not move traffic of the one who had it.
-    fn claim(&mut self, prefix: Ipv4Net, value: Prefix, owner: &str) {
+    fn claim(&mut self, prefix: Ipv4Net, value: Prefix, owner: &NodeName) {
         let below = self.owners.range(..=prefix).next_back();
         let above = self.owners.range(prefix..).next();
-        let clash = below.into_iter().chain(above).find(|(held, holder)| {
-            holder.as_str() != owner && (held.contains(&prefix) || prefix.contains(*held))
-        });
+        let clash = below
+            .into_iter()
+            .chain(above)
+            .find(|(held, holder)| *holder != owner && (held.contains(&prefix) || prefix.contains(*held)));
         if let Some((_, kept)) = clash {
-            self.conflicts.push(Conflict { prefix, kept: kept.clone(), refused: owner.to_owned() });
+            self.conflicts.push(Conflict {
+                prefix,
+                kept: kept.clone(),
+                refused: owner.clone(),
+            });
             return;
         }
-        self.owners.insert(prefix, owner.to_owned());
+        self.owners.insert(prefix, owner.clone());
         self.prefixes.insert(prefix, value);
     }
 }

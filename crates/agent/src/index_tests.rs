@@ -8,23 +8,50 @@ fn ip(s: &str) -> Ipv4Addr {
     s.parse().unwrap()
 }
 
-fn peer(name: &str, address: &str, blocks: &[&str]) -> Peer {
-    Peer {
-        name: name.into(),
-        uid: format!("uid-{name}"),
+fn name(s: &str) -> NodeName {
+    s.parse().unwrap()
+}
+
+fn uid(s: &str) -> NodeUid {
+    s.parse().unwrap()
+}
+
+fn block(s: &str) -> Block {
+    s.parse().unwrap()
+}
+
+fn peer(node: &str, address: &str, blocks: &[&str]) -> Node {
+    Node {
+        name: name(node),
+        uid: uid(&format!("uid-{node}")),
         addresses: vec![ip(address)],
-        blocks: blocks.iter().map(|b| net(b)).collect(),
+        blocks: blocks.iter().map(|b| block(b)).collect(),
     }
 }
 
 fn index() -> Index {
-    let mut index = Index::new("n1");
-    index.set_node(Some(OwnNode { uid: "u1".into(), addresses: vec![ip("10.224.0.4")] }));
-    index.set_grant(Some(Grant { node_uid: "u1".into(), blocks: vec![net("10.244.0.0/24")] }));
-    index.set_pool("default", Some(Pool { cidrs: vec![net("10.244.0.0/16")], non_masquerade: vec![] }));
+    let mut index = Index::new(name("n1"));
+    index.set_node(Some(OwnNode {
+        uid: uid("u1"),
+        addresses: vec![ip("10.224.0.4")],
+    }));
+    index.set_grant(Some(Grant {
+        node_uid: uid("u1"),
+        blocks: vec![block("10.244.0.0/24")],
+    }));
+    index.set_pool(
+        "default",
+        Some(Pool {
+            cidrs: vec![net("10.244.0.0/16")],
+            non_masquerade: vec![],
+        }),
+    );
     index.set_slice(
         "s0",
-        Some(vec![peer("n1", "10.224.0.4", &["10.244.0.0/24"]), peer("n2", "10.224.0.5", &["10.244.1.0/24"])]),
+        Some(vec![
+            peer("n1", "10.224.0.4", &["10.244.0.0/24"]),
+            peer("n2", "10.224.0.5", &["10.244.1.0/24"]),
+        ]),
     );
     for source in Source::ALL {
         index.listed(source);
@@ -45,7 +72,10 @@ fn nothing_is_desired_before_every_source_was_listed() {
 #[test]
 fn a_node_without_an_address_desires_nothing() {
     let mut index = index();
-    index.set_node(Some(OwnNode { uid: "u1".into(), addresses: vec![] }));
+    index.set_node(Some(OwnNode {
+        uid: uid("u1"),
+        addresses: vec![],
+    }));
     assert_eq!(index.desired(), None);
 }
 
@@ -58,7 +88,7 @@ fn two_nodes_and_a_pool_compile_to_one_value() {
             Desired {
                 address: ip("10.224.0.4"),
                 addresses: vec![ip("10.224.0.4")],
-                blocks: vec![net("10.244.0.0/24")],
+                blocks: vec![block("10.244.0.0/24")],
                 pod_cidrs: [net("10.244.0.0/16")].into(),
                 non_masquerade: [].into(),
                 prefixes: [
@@ -79,7 +109,10 @@ fn two_nodes_and_a_pool_compile_to_one_value() {
 #[test]
 fn blocks_given_to_an_earlier_node_of_the_same_name_are_not_used() {
     let mut index = index();
-    index.set_node(Some(OwnNode { uid: "u2".into(), addresses: vec![ip("10.224.0.4")] }));
+    index.set_node(Some(OwnNode {
+        uid: uid("u2"),
+        addresses: vec![ip("10.224.0.4")],
+    }));
     let (desired, _) = index.desired().unwrap();
     assert_eq!(desired.blocks, vec![]);
     assert_eq!(desired.prefixes.get(&net("10.244.0.0/24")), None);
@@ -93,19 +126,36 @@ fn a_block_claimed_twice_stays_with_its_first_owner_and_is_reported() {
         let (desired, conflicts) = index.desired().unwrap();
         assert_eq!(
             conflicts,
-            vec![Conflict { prefix: net(claimed), kept: "n1".into(), refused: "n3".into() }],
+            vec![Conflict {
+                prefix: net(claimed),
+                kept: name("n1"),
+                refused: name("n3")
+            }],
             "{claimed}"
         );
-        assert_eq!(desired.prefixes.get(&net("10.244.0.0/24")), Some(&Prefix::LocalBlock), "{claimed}");
+        assert_eq!(
+            desired.prefixes.get(&net("10.244.0.0/24")),
+            Some(&Prefix::LocalBlock),
+            "{claimed}"
+        );
     }
 }
 
 #[test]
 fn a_pool_that_is_one_block_is_that_nodes_block() {
     let mut index = index();
-    index.set_pool("default", Some(Pool { cidrs: vec![net("10.244.0.0/24")], non_masquerade: vec![] }));
+    index.set_pool(
+        "default",
+        Some(Pool {
+            cidrs: vec![net("10.244.0.0/24")],
+            non_masquerade: vec![],
+        }),
+    );
     let (desired, _) = index.desired().unwrap();
-    assert_eq!(desired.prefixes.get(&net("10.244.0.0/24")), Some(&Prefix::LocalBlock));
+    assert_eq!(
+        desired.prefixes.get(&net("10.244.0.0/24")),
+        Some(&Prefix::LocalBlock)
+    );
 }
 
 #[test]

@@ -1,7 +1,280 @@
 //! The node agent: index, desired state, reconciler, and the server behind the CNI plugin.
+//!
+//! ```text
+//!  Kubernetes API ─▶ watch ─▶ Index ─▶ Desired ─▶ keep ─▶ NodeNet ─▶ kernel
+//!                                         └─▶ blocks ─▶ ledger ◀─ Pods ◀─ serve ◀─ weft-cni
+//!  NodeNetwork.status ◀─ report ◀──────────────────────────┘
+//! ```
+//!
+//! An agent that ends leaves everything in place: running pods keep talking, and the next agent adopts what it finds.
 #![forbid(unsafe_code)]
 
 pub mod desired;
-pub mod index;
 mod http;
+pub mod index;
+mod keep;
 mod metrics;
+mod node;
+mod pods;
+mod report;
+mod serve;
+mod watch;
+mod wiring;
+
+use crate::keep::Wake;
+use crate::metrics::{Metrics, Totals};
+use crate::node::{NodeNet, Readiness, Settings, lock};
+use crate::pods::Pods;
+use crate::wiring::{PodKernel, Wiring};
+use anyhow::Context;
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch as channel;
+use weft_cni::intent::Intents;
+use weft_ipam::{Ledger, Recovery, SystemClock};
+use weft_kernel::bpf::{Datapath, Options};
+use weft_model::{NodeName, UserError, codes};
+
+/// How to start the agent of one node.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Name of this node's Node object.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: NodeName,
+
+    /// How to reach the Kubernetes API; in a pod the pod's own service account where absent.
+    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Directory of the socket that the plugin calls.
+    #[arg(long, value_name = "DIR", default_value = "/run/weft")]
+    pub run_dir: PathBuf,
+
+    /// Directory of what has to survive a restart: the ledger and DEL intents.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/weft")]
+    pub state_dir: PathBuf,
+
+    /// Directory in a BPF file system for programs and maps.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/weft")]
+    pub pin_dir: PathBuf,
+
+    /// Interface to the other nodes; the one that has the node's InternalIP where absent.
+    #[arg(long, value_name = "INTERFACE")]
+    pub uplink: Option<String>,
+
+    /// UDP port of the overlay, the same on all nodes.
+    #[arg(long, value_name = "PORT", default_value_t = 8472)]
+    pub vxlan_port: u16,
+
+    /// Where to serve /metrics, /healthz and /readyz.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9465")]
+    pub metrics_address: SocketAddr,
+
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+/// Runs the agent until SIGTERM or SIGINT, in the network namespace of the calling process.
+///
+/// # Errors
+/// What keeps the agent from starting at all. What can pass by itself, such as an API server that is away, is waited
+/// for.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    start_logging(args.log_format);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let datapath = Arc::new(Mutex::new(Datapath::load(&Options::new(&args.pin_dir))?));
+    let totals = Arc::clone(&datapath);
+    let metrics = Arc::new(Metrics::new(args.node_name.as_str(), move || {
+        kernel_totals(&totals)
+    }));
+    let (ready, readiness) = channel::channel(Readiness::Waiting {
+        why: "the first answer of the Kubernetes API".into(),
+    });
+
+    let (ledger, recovery) = open_ledger(&args.state_dir)?;
+    let wiring = Wiring::new(Arc::clone(&datapath))?;
+    recover(&wiring, &ledger, &recovery);
+    let intents = Intents::at(args.state_dir.join("intents"));
+    let pods = Arc::new(Pods::new(
+        args.node_name.clone(),
+        ledger,
+        wiring,
+        intents,
+        readiness.clone(),
+    ));
+    pods.replay_intents()
+        .with_context(|| format!("read DEL intents in {}", args.state_dir.display()))?;
+
+    let (waker, wakes) = mpsc::channel();
+    let settings = Settings {
+        uplink: args.uplink.clone(),
+        vxlan_port: args.vxlan_port,
+    };
+    let net = NodeNet::new(settings, datapath, Arc::clone(&metrics))?;
+    keep::watch_kernel(&waker)?;
+
+    let socket = args.run_dir.join("agent.sock");
+    let listener = weft_cni::protocol::bind(&socket).map_err(|error| {
+        UserError::new(
+            codes::AGENT_SOCKET,
+            format!("listen at {}: {error}", socket.display()),
+            "weft status",
+        )
+    })?;
+    let (handler, counted) = (Arc::clone(&pods), Arc::clone(&metrics));
+    thread::Builder::new()
+        .name("cni-socket".into())
+        .spawn(move || serve::run(&listener, &handler, &counted))?;
+
+    let client = client(args.kubeconfig.as_deref()).await?;
+    let (view, mut views) = channel::channel(watch::View::default());
+    let (keeper, seen) = (Arc::clone(&pods), views.clone());
+    thread::Builder::new()
+        .name("keep".into())
+        .spawn(move || keep::run(net, &keeper, &seen, &ready, &wakes))?;
+    tokio::spawn(async move { while views.changed().await.is_ok() && waker.send(Wake::Wish).is_ok() {} });
+    tokio::spawn(watch::run(client.clone(), args.node_name.clone(), view));
+    tokio::spawn(report::run(
+        client,
+        args.node_name.clone(),
+        Arc::clone(&pods),
+        Arc::clone(&metrics),
+        readiness.clone(),
+    ));
+    serve_metrics(args.metrics_address, metrics, readiness).await;
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping; pods go on without the agent");
+    // Nobody is to call a socket that nobody answers.
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+fn start_logging(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    // A second subscriber in one process is an embedding test's business.
+    let _ = match format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}
+
+fn open_ledger(state_dir: &Path) -> anyhow::Result<(Ledger, Recovery)> {
+    let clock = SystemClock::new().context("read the kernel's boot ID")?;
+    Ok(Ledger::open(&state_dir.join("ledger.redb"), Arc::new(clock)).map_err(UserError::from)?)
+}
+
+/// Takes out of the kernel what an earlier agent left half done, and gives back what did not survive a reboot.
+fn recover(wiring: &impl PodKernel, ledger: &Ledger, recovery: &Recovery) {
+    for (address, quarantined) in &recovery.quarantined {
+        tracing::error!(%address, reason = quarantined.reason, "nobody gets this address");
+    }
+    for attachment in recovery.undone.iter().chain(&recovery.other_boot) {
+        let wired = wiring::Attachment {
+            key: attachment.key.clone(),
+            address: attachment.address,
+        };
+        tracing::info!(attachment = %wired, "cleaning up after an earlier run");
+        if let Err(error) = wiring.detach(&wired) {
+            tracing::error!(attachment = %wired, %error, "could not clean up");
+        }
+    }
+    // A namespace does not outlive its boot, whatever the runtime still remembers of it.
+    for attachment in &recovery.other_boot {
+        if let Err(error) = ledger.release(&attachment.key) {
+            tracing::error!(attachment = %attachment.key, %error, "could not give back the address of an earlier boot");
+        }
+    }
+}
+
+async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let unusable = |error: &dyn std::fmt::Display| {
+                let message = format!("kubeconfig {}: {error}", path.display());
+                UserError::new(
+                    codes::KUBECONFIG,
+                    message,
+                    "kubectl config view --kubeconfig FILE",
+                )
+            };
+            let kubeconfig = Kubeconfig::read_from(path).map_err(|error| unusable(&error))?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                .await
+                .map_err(|error| unusable(&error))?
+        }
+        None => kube::Config::infer().await.map_err(|error| {
+            UserError::new(
+                codes::KUBECONFIG,
+                error.to_string(),
+                "name a kubeconfig with --kubeconfig FILE",
+            )
+        })?,
+    };
+    Ok(Client::try_from(config)?)
+}
+
+async fn serve_metrics(address: SocketAddr, metrics: Arc<Metrics>, readiness: channel::Receiver<Readiness>) {
+    let listener = match TcpListener::bind(address).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            // Pods do not depend on it.
+            tracing::error!(%address, %error, "cannot serve metrics");
+            return;
+        }
+    };
+    let ready = Arc::new(move || match &*readiness.borrow() {
+        Readiness::Ready { .. } => Ok(()),
+        Readiness::Waiting { why } => Err(format!("waiting for {why}")),
+        Readiness::Broken { why } => Err(why.clone()),
+    });
+    tokio::spawn(http::serve(listener, metrics, ready));
+}
+
+fn kernel_totals(datapath: &Mutex<Datapath>) -> Totals {
+    let datapath = lock(datapath);
+    let read = || -> Result<Totals, weft_kernel::Error> {
+        let drops = datapath
+            .drops()?
+            .into_iter()
+            .map(|(reason, counter)| (reason.name(), counter.packets));
+        let forwards = datapath
+            .forwards()?
+            .into_iter()
+            .map(|(path, counter)| (path.name(), counter.packets));
+        Ok(Totals {
+            drops: drops.collect(),
+            forwards: forwards.collect(),
+        })
+    };
+    read().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read the datapath's counters");
+        Totals::default()
+    })
+}

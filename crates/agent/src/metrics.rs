@@ -63,35 +63,67 @@ impl Metrics {
         registry.register(
             "build",
             "Version of the running agent",
-            Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned()), ("node", node.to_owned())]),
+            Info::new(vec![
+                ("version", env!("CARGO_PKG_VERSION").to_owned()),
+                ("node", node.to_owned()),
+            ]),
         );
         let requests = Family::default();
-        registry.register("cni_requests", "CNI requests by operation and CNI error code", requests.clone());
+        registry.register(
+            "cni_requests",
+            "CNI requests by operation and CNI error code",
+            requests.clone(),
+        );
         let durations = Family::<OpLabels, Histogram>::new_with_constructor(|| {
             Histogram::new(exponential_buckets(0.000_5, 2.0, 16))
         });
-        registry.register("cni_request_duration_seconds", "Time the agent spent on a request", durations.clone());
+        registry.register(
+            "cni_request_duration_seconds",
+            "Time the agent spent on a request",
+            durations.clone(),
+        );
         let addresses = Family::default();
-        registry.register("ipam_addresses", "Pod addresses of this node's blocks by state", addresses.clone());
+        registry.register(
+            "ipam_addresses",
+            "Pod addresses of this node's blocks by state",
+            addresses.clone(),
+        );
         let repairs = Family::default();
-        registry.register("repairs", "Differences between wish and kernel that were put right", repairs.clone());
+        registry.register(
+            "repairs",
+            "Differences between wish and kernel that were put right",
+            repairs.clone(),
+        );
         let peers = Gauge::default();
         registry.register("peers", "Other nodes this node has tunnels to", peers.clone());
         registry.register_collector(Box::new(Datapath(datapath)));
-        Self { registry, requests, durations, addresses, repairs, peers }
+        Self {
+            registry,
+            requests,
+            durations,
+            addresses,
+            repairs,
+            peers,
+        }
     }
 
     pub fn request(&self, op: &'static str, code: u32, took: Duration) {
         self.requests.get_or_create(&RequestLabels { op, code }).inc();
-        self.durations.get_or_create(&OpLabels { op }).observe(took.as_secs_f64());
+        self.durations
+            .get_or_create(&OpLabels { op })
+            .observe(took.as_secs_f64());
     }
 
-    pub fn addresses(&self, state: &'static str, count: usize) {
-        self.addresses.get_or_create(&StateLabels { state }).set(signed(count as u64));
+    pub fn addresses(&self, state: &'static str, count: u32) {
+        self.addresses
+            .get_or_create(&StateLabels { state })
+            .set(i64::from(count));
     }
 
     pub fn repaired(&self, kind: &'static str, count: usize) {
-        self.repairs.get_or_create(&KindLabels { kind }).inc_by(count as u64);
+        self.repairs
+            .get_or_create(&KindLabels { kind })
+            .inc_by(count as u64);
     }
 
     pub fn peers(&self, count: usize) {
@@ -121,8 +153,18 @@ impl<F: Fn() -> Totals + Send + Sync + 'static> Collector for Datapath<F> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let totals = (self.0)();
         let families = [
-            ("drops", "Packets the datapath dropped, by reason", "reason", &totals.drops),
-            ("forwards", "Packets the datapath forwarded, by path", "path", &totals.forwards),
+            (
+                "drops",
+                "Packets the datapath dropped, by reason",
+                "reason",
+                &totals.drops,
+            ),
+            (
+                "forwards",
+                "Packets the datapath forwarded, by path",
+                "path",
+                &totals.forwards,
+            ),
         ];
         for (name, help, label, values) in families {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -154,9 +196,18 @@ mod tests {
         metrics.request("ADD", 0, Duration::from_millis(2));
         metrics.request("ADD", 11, Duration::from_millis(2));
         let text = metrics.text().unwrap();
-        assert!(text.contains("weft_cni_requests_total{op=\"ADD\",code=\"0\"} 1"), "{text}");
-        assert!(text.contains("weft_cni_requests_total{op=\"ADD\",code=\"11\"} 1"), "{text}");
-        assert!(text.contains("weft_cni_request_duration_seconds_count{op=\"ADD\"} 2"), "{text}");
+        assert!(
+            text.contains("weft_cni_requests_total{op=\"ADD\",code=\"0\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("weft_cni_requests_total{op=\"ADD\",code=\"11\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("weft_cni_request_duration_seconds_count{op=\"ADD\"} 2"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -166,7 +217,13 @@ mod tests {
             forwards: vec![("PodToOverlay", 9)],
         });
         let text = metrics.text().unwrap();
-        assert!(text.contains("weft_drops_total{reason=\"SourceAddress\"} 7"), "{text}");
-        assert!(text.contains("weft_forwards_total{path=\"PodToOverlay\"} 9"), "{text}");
+        assert!(
+            text.contains("weft_drops_total{reason=\"SourceAddress\"} 7"),
+            "{text}"
+        );
+        assert!(
+            text.contains("weft_forwards_total{path=\"PodToOverlay\"} 9"),
+            "{text}"
+        );
     }
 }

@@ -1,0 +1,133 @@
+//! The thread that keeps the kernel as desired: at once when the wish changes, soon when somebody else changes the
+//! kernel, and from time to time in any case.
+
+use crate::node::{NodeNet, OVERLAY, Readiness};
+use crate::pods::Pods;
+use crate::watch::View;
+use crate::wiring::PodKernel;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::Duration;
+use tokio::sync::watch;
+use weft_kernel::nft::NftMonitor;
+use weft_kernel::rtnl::{Change, Monitor, RTPROT_WEFT};
+
+/// A pass without an occasion, for what no event told.
+const FULL_PASS: Duration = Duration::from_secs(30);
+/// After a failure, which is usually one of order and passes by itself.
+const RETRY: Duration = Duration::from_secs(1);
+/// A tool that changes one thing mostly changes more.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Why the keeper looks at the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// The wish changed.
+    Wish,
+    /// The rules changed: packets may be leaving under a pod's address.
+    Rules,
+    /// Something else changed.
+    Kernel,
+}
+
+/// Keeps until the channel of wakes closes.
+pub fn run<K: PodKernel>(
+    mut net: NodeNet,
+    pods: &Pods<K>,
+    view: &watch::Receiver<View>,
+    readiness: &watch::Sender<Readiness>,
+    wakes: &Receiver<Wake>,
+) {
+    let mut pause = FULL_PASS;
+    loop {
+        match wakes.recv_timeout(pause) {
+            Ok(Wake::Kernel) => thread::sleep(SETTLE),
+            Ok(Wake::Wish | Wake::Rules) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        while wakes.try_recv().is_ok() {}
+        let View { desired, waiting_for } = view.borrow().clone();
+        let Some(desired) = desired else {
+            readiness.send_if_modified(|current| replace(current, Readiness::Waiting { why: waiting_for }));
+            continue;
+        };
+        let next = match net.reconcile(&desired) {
+            Ok(mtu) => {
+                pods.set_blocks(&desired.blocks);
+                net.repaired("pod", pods.repair(mtu));
+                Readiness::Ready { mtu }
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot bring the node's network up to date, trying again");
+                Readiness::Broken {
+                    why: error.message().to_owned(),
+                }
+            }
+        };
+        pause = if matches!(next, Readiness::Ready { .. }) {
+            FULL_PASS
+        } else {
+            RETRY
+        };
+        readiness.send_if_modified(|current| replace(current, next));
+    }
+}
+
+/// Starts the threads that tell when somebody changes links, routes or rules.
+///
+/// # Errors
+/// The kernel gives no subscription, or no thread can be started.
+pub fn watch_kernel(waker: &Sender<Wake>) -> anyhow::Result<()> {
+    let mut links = Monitor::open()?;
+    let events = waker.clone();
+    thread::Builder::new().name("watch-links".into()).spawn(move || {
+        loop {
+            match links.wait() {
+                Ok(changes) => {
+                    if changes.iter().any(concerns) && events.send(Wake::Kernel).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "lost the subscription to links and routes for a moment");
+                    thread::sleep(RETRY);
+                }
+            }
+        }
+    })?;
+    let mut rules = NftMonitor::open()?;
+    let events = waker.clone();
+    thread::Builder::new().name("watch-rules".into()).spawn(move || {
+        loop {
+            match rules.wait() {
+                Ok(_) => {
+                    if events.send(Wake::Rules).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "lost the subscription to nftables for a moment");
+                    thread::sleep(RETRY);
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Whether a change may be one to put right. Pods that come and go are not.
+fn concerns(change: &Change) -> bool {
+    match change {
+        Change::Resync | Change::AddressGone(_) | Change::NeighbourGone(_) => true,
+        Change::Link(link) => link.name == OVERLAY || !link.name.starts_with(crate::wiring::HOST_PREFIX),
+        Change::LinkGone(link) => link.name == OVERLAY,
+        Change::RouteGone(route) => route.protocol == RTPROT_WEFT,
+        Change::Address(_) | Change::Route(_) | Change::Neighbour(_) => false,
+    }
+}
+
+fn replace(current: &mut Readiness, next: Readiness) -> bool {
+    let changed = *current != next;
+    *current = next;
+    changed
+}

@@ -1,0 +1,399 @@
+//! The node's own part of the kernel, pods aside: overlay device, programs, maps, routes and rules.
+
+use crate::desired::{Desired, Prefix};
+use crate::metrics::Metrics;
+use crate::wiring::{loose, without_ipv6};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use weft_abi::VXLAN_OVERHEAD;
+use weft_kernel::NetNs;
+use weft_kernel::bpf::{Attachment, Datapath, NodeConfig, PrefixTarget, Program};
+use weft_kernel::nft::{Applied, Nft, Ruleset, WeftNft, weft_table};
+use weft_kernel::rtnl::{Address, Link, Route, RouteFilter, RouteKind, Rtnl, VxlanSpec};
+use weft_kernel::sysctl::{self, Key};
+use weft_kernel::target::{Outcome, reconcile};
+use weft_model::{Mac, UserError, codes};
+
+/// The VXLAN device.
+pub const OVERLAY: &str = "weft0";
+
+/// Every IPv4 host has to accept packets of this size (RFC 791 section 3.1).
+const SMALLEST_MTU: u32 = 576;
+
+/// Source ports of masqueraded connections: above the NodePort range, and never the VXLAN port, which would make a
+/// pod's packet look like a node's.
+const MASQUERADE_PORTS: std::ops::RangeInclusive<u16> = 32768..=65535;
+
+/// Whether the node can serve pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Something is not there yet; running pods are as they were.
+    Waiting { why: String },
+    /// New pods get this MTU, in bytes.
+    Ready { mtu: u32 },
+    /// The kernel refused something that pods need.
+    Broken { why: String },
+}
+
+/// How this node is set up, from the command line.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The interface to the other nodes; the one with the node's address where absent.
+    pub uplink: Option<String>,
+    /// UDP port of the overlay.
+    pub vxlan_port: u16,
+}
+
+/// Brings the kernel to what is desired, again and again.
+#[derive(Debug)]
+pub struct NodeNet {
+    settings: Settings,
+    netns: NetNs,
+    rtnl: Rtnl,
+    nft: Nft,
+    rules: Option<Rules>,
+    datapath: Arc<Mutex<Datapath>>,
+    metrics: Arc<Metrics>,
+    /// The last wish that was carried out in full: a difference from it is somebody else's doing.
+    done: Option<Desired>,
+}
+
+// === impl NodeNet ===
+
+impl NodeNet {
+    /// # Errors
+    /// Sockets can't be opened.
+    pub fn new(
+        settings: Settings,
+        datapath: Arc<Mutex<Datapath>>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, weft_kernel::Error> {
+        let netns = NetNs::current()?;
+        Ok(Self {
+            settings,
+            netns,
+            rtnl: Rtnl::open()?,
+            nft: Nft::open()?,
+            rules: None,
+            datapath,
+            metrics,
+            done: None,
+        })
+    }
+
+    /// Makes the kernel hold what `desired` says and returns the MTU of pods in bytes.
+    ///
+    /// The order matters: what fences pods in comes before what lets them out.
+    ///
+    /// # Errors
+    /// The first thing that could not be done. What was done stays; the next call goes on from there.
+    pub fn reconcile(&mut self, desired: &Desired) -> Result<u32, UserError> {
+        let uplink = self.uplink(desired)?;
+        let mtu = uplink.mtu.saturating_sub(VXLAN_OVERHEAD);
+        if mtu < SMALLEST_MTU {
+            let message = format!(
+                "the MTU of {} is {}, which leaves pods {mtu} bytes of the {SMALLEST_MTU} they need at least",
+                uplink.name, uplink.mtu
+            );
+            return Err(UserError::new(
+                codes::MTU_TOO_SMALL,
+                message,
+                format!("ip link set {} mtu 1500", uplink.name),
+            ));
+        }
+        let mut repairs = Repairs::default();
+        self.rules(desired, &uplink, &mut repairs)
+            .map_err(|error| kernel(codes::NFTABLES, &error))?;
+        let overlay = self.overlay(desired, mtu, &mut repairs)?;
+        self.programs(desired, &uplink, overlay, mtu, &mut repairs)
+            .map_err(|error| kernel(codes::BPF_LOAD, &error))?;
+        self.routes(desired, overlay, &mut repairs)
+            .map_err(|error| kernel(codes::NETLINK, &error))?;
+        self.metrics.peers(desired.nodes.len());
+        if self.done.as_ref() == Some(desired) {
+            for (kind, count) in repairs.0 {
+                self.repaired(kind, count);
+            }
+        }
+        self.done = Some(desired.clone());
+        Ok(mtu)
+    }
+
+    /// Counts differences that nobody wished for.
+    pub fn repaired(&self, kind: &'static str, count: usize) {
+        if count > 0 {
+            tracing::warn!(kind, count, "put right what somebody else changed");
+            self.metrics.repaired(kind, count);
+        }
+    }
+
+    fn uplink(&mut self, desired: &Desired) -> Result<Link, UserError> {
+        let links = self
+            .rtnl
+            .links()
+            .map_err(|error| kernel(codes::NETLINK, &error))?;
+        let found = match &self.settings.uplink {
+            Some(name) => links.into_iter().find(|link| link.name == *name),
+            None => {
+                let addresses = self
+                    .rtnl
+                    .addresses(None)
+                    .map_err(|error| kernel(codes::NETLINK, &error))?;
+                let ours = |link: &Link| {
+                    link.name != OVERLAY
+                        && addresses
+                            .iter()
+                            .any(|held| held.link == link.index && held.net.addr() == desired.address)
+                };
+                links.into_iter().find(ours)
+            }
+        };
+        found.ok_or_else(|| {
+            let message = match &self.settings.uplink {
+                Some(name) => format!("the node has no interface {name}"),
+                None => format!("no interface of the node has its address {}", desired.address),
+            };
+            UserError::new(codes::NO_UPLINK, message, "ip -br address")
+        })
+    }
+
+    fn overlay(&mut self, desired: &Desired, mtu: u32, repairs: &mut Repairs) -> Result<u32, UserError> {
+        let port = self.settings.vxlan_port;
+        let netlink = |error: weft_kernel::Error| kernel(codes::NETLINK, &error);
+        let found = self.rtnl.link(OVERLAY).map_err(netlink)?;
+        let usable = match &found {
+            None => false,
+            Some(link) if link.kind.as_deref() != Some("vxlan") => {
+                let kind = link.kind.as_deref().unwrap_or("hardware");
+                let message = format!("interface {OVERLAY} exists and is of kind {kind}");
+                return Err(UserError::new(
+                    codes::INTERFACE_CONFLICT,
+                    message,
+                    format!("ip -d link show {OVERLAY}"),
+                ));
+            }
+            Some(link) => link.vxlan_external_port == Some(port),
+        };
+        if !usable {
+            if found.is_some() {
+                self.rtnl.delete_link(OVERLAY).map_err(netlink)?;
+            }
+            let mac = overlay_mac();
+            self.rtnl
+                .create_vxlan(&VxlanSpec {
+                    name: OVERLAY,
+                    mac,
+                    mtu,
+                    port,
+                })
+                .map_err(netlink)?;
+            repairs.add("link", 1);
+        }
+        let overlay = self.rtnl.get_link(OVERLAY).map_err(netlink)?;
+        let index = overlay.index;
+        let mut change = || -> Result<usize, weft_kernel::Error> {
+            let mut changed = usize::from(self.rtnl.set_mac(index, overlay_mac())?);
+            changed += usize::from(self.rtnl.set_mtu(index, mtu)?);
+            changed += usize::from(loose(&self.netns, OVERLAY)?);
+            changed += sysctl::write(&self.netns, &[(Key::new("net/ipv4/ip_forward")?, "1".into())])?.len();
+            changed += usize::from(without_ipv6(&self.netns, OVERLAY)?);
+            changed += usize::from(self.rtnl.set_up(index, true)?);
+            // A masquerade towards the overlay picks the address of this device, which is then the node's.
+            let address = Address::host(index, desired.address);
+            changed += usize::from(self.rtnl.replace_address(&address)?);
+            for other in self
+                .rtnl
+                .addresses(Some(index))?
+                .into_iter()
+                .filter(|held| held.net != address.net)
+            {
+                changed += usize::from(self.rtnl.delete_address(&other)?);
+            }
+            Ok(changed)
+        };
+        repairs.add("link", change().map_err(netlink)?);
+        Ok(index)
+    }
+
+    fn programs(
+        &mut self,
+        desired: &Desired,
+        uplink: &Link,
+        overlay: u32,
+        mtu: u32,
+        repairs: &mut Repairs,
+    ) -> Result<(), weft_kernel::Error> {
+        let mut datapath = lock(&self.datapath);
+        let config = NodeConfig {
+            underlay: desired.address.into(),
+            overlay_ifindex: overlay,
+            pod_mtu: mtu,
+            vxlan_port: self.settings.vxlan_port,
+        };
+        if datapath.config()? != Some(config) {
+            datapath.configure(&config)?;
+            repairs.add("map", 1);
+        }
+        let prefixes: BTreeMap<IpNet, _> = desired
+            .prefixes
+            .iter()
+            .map(|(net, prefix)| ((*net).into(), target(*prefix)))
+            .collect();
+        repairs.add("map", changes(reconcile(&mut datapath.prefixes(), &prefixes)?)?);
+        let nodes: BTreeMap<_, _> = desired
+            .nodes
+            .iter()
+            .map(|address| (IpAddr::from(*address), ()))
+            .collect();
+        repairs.add("map", changes(reconcile(&mut datapath.nodes(), &nodes)?)?);
+        // At the first pass the programs may be those of an earlier agent, to be replaced by this one's.
+        let attached = if self.done.is_none() {
+            BTreeSet::new()
+        } else {
+            datapath.attached()?
+        };
+        let missing = |programs: [Program; 2], ifindex| {
+            programs
+                .into_iter()
+                .any(|program| !attached.contains(&Attachment { ifindex, program }))
+        };
+        if missing([Program::FromUplink, Program::ToUplink], uplink.index) {
+            datapath.attach_uplink(uplink.index, &uplink.name)?;
+            repairs.add("program", 1);
+        }
+        if missing([Program::FromOverlay, Program::ToOverlay], overlay) {
+            datapath.attach_overlay(overlay, OVERLAY)?;
+            repairs.add("program", 1);
+        }
+        Ok(())
+    }
+
+    /// One route for each pod CIDR into the overlay, and an answer for addresses of this node's blocks that no pod
+    /// has: their packets must not go round through the overlay.
+    fn routes(
+        &mut self,
+        desired: &Desired,
+        overlay: u32,
+        repairs: &mut Repairs,
+    ) -> Result<(), weft_kernel::Error> {
+        let mut wanted: BTreeSet<Route> = desired
+            .pod_cidrs
+            .iter()
+            .map(|cidr| Route::link(*cidr, overlay).with_src(desired.address))
+            .collect();
+        // A block that is the whole CIDR has the pods' own /32 routes and this one; the overlay has nothing to do.
+        for block in &desired.blocks {
+            wanted.retain(|route| route.dst != block.net().into());
+            wanted.insert(Route::unreachable(block.net()));
+        }
+        let held: BTreeSet<Route> = self
+            .rtnl
+            .routes(RouteFilter::own())?
+            .into_iter()
+            .filter(|route| route.oif == Some(overlay) || route.kind == RouteKind::Unreachable)
+            .collect();
+        for route in wanted.difference(&held) {
+            self.rtnl.replace_route(route)?;
+            repairs.add("route", 1);
+        }
+        for route in held.difference(&wanted) {
+            // Replacing a route of the same key already removed the one that was there.
+            repairs.add("route", usize::from(self.rtnl.delete_route(route)?));
+        }
+        Ok(())
+    }
+
+    fn rules(
+        &mut self,
+        desired: &Desired,
+        uplink: &Link,
+        repairs: &mut Repairs,
+    ) -> Result<(), weft_kernel::Error> {
+        let wanted = WeftNft {
+            pod_cidrs: desired.pod_cidrs.iter().copied().collect(),
+            non_masquerade: desired.non_masquerade.iter().copied().collect(),
+            node_addrs: desired.addresses.clone(),
+            uplink: Some(uplink.name.clone()),
+            overlay: OVERLAY.into(),
+            port_range: MASQUERADE_PORTS,
+            vxlan_port: self.settings.vxlan_port,
+        };
+        if let Some(rules) = self.rules.as_mut().filter(|rules| rules.wanted == wanted) {
+            if self.nft.is_intact(&mut rules.applied)? {
+                return Ok(());
+            }
+            rules.applied = self.nft.apply(&rules.batch)?;
+        } else {
+            let batch = weft_table(&wanted)?;
+            let applied = self.nft.apply(&batch)?;
+            self.rules = Some(Rules {
+                wanted,
+                batch,
+                applied,
+            });
+        }
+        repairs.add("rules", 1);
+        Ok(())
+    }
+}
+
+// === private ===
+
+/// The rules as they were put into the kernel, ready to be put there again with one message.
+#[derive(Debug)]
+struct Rules {
+    wanted: WeftNft,
+    batch: Ruleset,
+    applied: Applied,
+}
+
+/// What was changed, by kind.
+#[derive(Debug, Default)]
+struct Repairs(BTreeMap<&'static str, usize>);
+
+impl Repairs {
+    fn add(&mut self, kind: &'static str, count: usize) {
+        if count > 0 {
+            *self.0.entry(kind).or_default() += count;
+        }
+    }
+}
+
+/// How many entries a reconciliation changed.
+pub fn changes<K>(outcome: Outcome<K>) -> Result<usize, weft_kernel::Error> {
+    let count = outcome.added.len() + outcome.changed.len() + outcome.removed.len();
+    match outcome.failed.into_iter().next() {
+        None => Ok(count),
+        Some((_, error)) => Err(error),
+    }
+}
+
+fn target(prefix: Prefix) -> PrefixTarget {
+    match prefix {
+        Prefix::LocalBlock => PrefixTarget::LocalBlock,
+        Prefix::RemoteBlock { underlay } => PrefixTarget::RemoteBlock {
+            underlay: underlay.into(),
+        },
+        Prefix::SelfNode => PrefixTarget::SelfNode,
+        Prefix::RemoteNode { underlay } => PrefixTarget::RemoteNode {
+            underlay: underlay.into(),
+        },
+        Prefix::Pool => PrefixTarget::Pool,
+        Prefix::Native => PrefixTarget::Native,
+    }
+}
+
+fn kernel(code: weft_model::Code, error: &weft_kernel::Error) -> UserError {
+    UserError::new(code, error.to_string(), "see the agent's log")
+}
+
+pub fn lock(datapath: &Mutex<Datapath>) -> MutexGuard<'_, Datapath> {
+    datapath.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same on every node, so that what one sends is for the other.
+fn overlay_mac() -> Mac {
+    Mac(weft_abi::OVERLAY_MAC.octets())
+}

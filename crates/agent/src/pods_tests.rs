@@ -1,0 +1,437 @@
+use super::*;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use tempfile::TempDir;
+use weft_cni::protocol::{Del, Netns, Pod};
+use weft_cni::spec::AddResult;
+use weft_ipam::SystemClock;
+
+/// The kernel as a table of attachments, with switches for what can go wrong.
+#[derive(Clone, Default)]
+struct FakeKernel(Arc<Fake>);
+
+#[derive(Default)]
+struct Fake {
+    wired: Mutex<BTreeMap<AttachmentKey, Ipv4Addr>>,
+    attach_fails: AtomicBool,
+    detach_fails: AtomicBool,
+    differs: AtomicBool,
+}
+
+impl FakeKernel {
+    fn wired(&self) -> Vec<(String, Ipv4Addr)> {
+        let wired = self.0.wired.lock().unwrap();
+        wired
+            .iter()
+            .map(|(key, address)| (key.to_string(), *address))
+            .collect()
+    }
+}
+
+fn broken() -> WiringError {
+    WiringError::HostNameTaken {
+        name: "weft0000000000".into(),
+        owner: "somebody".into(),
+    }
+}
+
+impl PodKernel for FakeKernel {
+    fn attach(&self, attachment: &Attachment, _: &NetNs, _: u32) -> Result<(), WiringError> {
+        if self.0.attach_fails.load(Ordering::Relaxed) {
+            return Err(broken());
+        }
+        self.0
+            .wired
+            .lock()
+            .unwrap()
+            .insert(attachment.key.clone(), attachment.address);
+        Ok(())
+    }
+
+    fn detach(&self, attachment: &Attachment) -> Result<(), WiringError> {
+        if self.0.detach_fails.load(Ordering::Relaxed) {
+            return Err(broken());
+        }
+        self.0.wired.lock().unwrap().remove(&attachment.key);
+        Ok(())
+    }
+
+    fn check(&self, _: &Attachment, _: &NetNs, _: u32) -> Result<Vec<Difference>, WiringError> {
+        Ok(if self.0.differs.load(Ordering::Relaxed) {
+            vec![Difference("eth0 is down".into())]
+        } else {
+            vec![]
+        })
+    }
+
+    fn attached(&self) -> Result<Vec<AttachmentKey>, WiringError> {
+        Ok(self.0.wired.lock().unwrap().keys().cloned().collect())
+    }
+
+    fn repair(&self, _: &[Attachment], _: u32) -> Result<usize, WiringError> {
+        Ok(0)
+    }
+}
+
+struct Bed {
+    pods: Arc<Pods<FakeKernel>>,
+    kernel: FakeKernel,
+    ready: watch::Sender<Readiness>,
+    dir: TempDir,
+}
+
+impl Bed {
+    fn new(block: &str) -> Self {
+        let bed = Self::without_blocks();
+        bed.pods.set_blocks(&[block.parse().unwrap()]);
+        bed
+    }
+
+    fn without_blocks() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _) = Ledger::open(
+            &dir.path().join("ledger.redb"),
+            Arc::new(SystemClock::new().unwrap()),
+        )
+        .unwrap();
+        let kernel = FakeKernel::default();
+        let (ready, readiness) = watch::channel(Readiness::Ready { mtu: 1450 });
+        let intents = Intents::at(dir.path().join("intents"));
+        let pods = Arc::new(Pods::new(
+            "n1".parse().unwrap(),
+            ledger,
+            kernel.clone(),
+            intents,
+            readiness,
+        ));
+        Self {
+            pods,
+            kernel,
+            ready,
+            dir,
+        }
+    }
+
+    fn call(&self, command: Command, patience: Duration) -> Reply {
+        let netns = std::fs::File::open("/proc/self/ns/net").unwrap();
+        let wait_ms = u64::try_from((patience + Duration::from_secs(2)).as_millis()).unwrap();
+        self.pods.handle(
+            &Request {
+                network: "weft".into(),
+                wait_ms,
+                command,
+            },
+            Some(netns.into()),
+        )
+    }
+
+    fn add(&self, id: &str) -> Reply {
+        self.call(add(id), Duration::ZERO)
+    }
+
+    fn address(&self, id: &str) -> Ipv4Addr {
+        match self.add(id) {
+            Reply::Added(attached) => match attached.addresses[0].address {
+                std::net::IpAddr::V4(address) => address,
+                other => panic!("{other}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn del(&self, id: &str) -> Reply {
+        self.call(
+            Command::Del(Del {
+                key: key(id),
+                pod: Pod::default(),
+            }),
+            Duration::ZERO,
+        )
+    }
+
+    fn used(&self) -> u32 {
+        self.pods.ledger().stats().unwrap().used()
+    }
+}
+
+fn key(id: &str) -> AttachmentKey {
+    AttachmentKey::new(id, "eth0").unwrap()
+}
+
+fn add(id: &str) -> Command {
+    Command::Add(Add {
+        key: key(id),
+        netns: Netns {
+            path: "/proc/self/ns/net".into(),
+            dev: 4,
+            ino: 1,
+        },
+        pod: Pod::default(),
+        runtime_config: serde_json::Map::new(),
+        prev_result: None,
+    })
+}
+
+fn code_and_words(reply: Reply) -> (u32, String) {
+    match reply {
+        Reply::Failed(failure) => (failure.code, failure.msg),
+        other => panic!("{other:?} is no failure"),
+    }
+}
+
+#[test]
+fn add_wires_the_address_it_answers_and_del_takes_both_back() {
+    let bed = Bed::new("10.244.0.0/30");
+    let address = bed.address("a");
+    assert_eq!(bed.kernel.wired(), vec![("a/eth0".into(), address)]);
+    assert_eq!(bed.used(), 1);
+    assert_eq!(bed.del("a"), Reply::Done);
+    assert_eq!((bed.kernel.wired(), bed.used()), (vec![], 0));
+}
+
+#[test]
+fn every_address_of_a_block_is_a_pods() {
+    let bed = Bed::new("10.244.0.0/30");
+    let addresses: BTreeSet<_> = ["a", "b", "c", "d"].map(|id| bed.address(id)).into();
+    let all: BTreeSet<Ipv4Addr> = (0..4).map(|last| Ipv4Addr::new(10, 244, 0, last)).collect();
+    assert_eq!(addresses, all);
+}
+
+#[test]
+fn a_second_add_of_an_attachment_is_refused_and_the_first_stays() {
+    let bed = Bed::new("10.244.0.0/30");
+    let address = bed.address("a");
+    let (code, words) = code_and_words(bed.add("a"));
+    assert_eq!(code, code::ENVIRONMENT);
+    assert!(words.starts_with("WEFT-1304: "), "{words}");
+    assert_eq!(bed.kernel.wired(), vec![("a/eth0".into(), address)]);
+}
+
+#[test]
+fn an_add_the_kernel_refuses_leaves_nothing() {
+    let bed = Bed::new("10.244.0.0/30");
+    bed.kernel.0.attach_fails.store(true, Ordering::Relaxed);
+    let (code, words) = code_and_words(bed.add("a"));
+    assert_eq!(code, code::TRY_AGAIN);
+    assert!(
+        words.contains("on n1: interface weft0000000000 exists"),
+        "{words}"
+    );
+    assert_eq!((bed.kernel.wired(), bed.used()), (vec![], 0));
+}
+
+#[test]
+fn an_address_whose_wiring_cannot_be_taken_back_stays_taken() {
+    let bed = Bed::new("10.244.0.0/30");
+    let address = bed.address("a");
+    bed.kernel.0.detach_fails.store(true, Ordering::Relaxed);
+    assert_eq!(code_and_words(bed.del("a")).0, code::TRY_AGAIN);
+    assert_eq!(
+        (bed.kernel.wired(), bed.used()),
+        (vec![("a/eth0".into(), address)], 1)
+    );
+}
+
+#[test]
+fn del_of_something_unknown_is_a_success() {
+    let bed = Bed::new("10.244.0.0/30");
+    assert_eq!(bed.del("never-there"), Reply::Done);
+}
+
+#[test]
+fn a_full_node_says_how_full_it_is() {
+    let bed = Bed::new("10.244.0.0/30");
+    for id in ["a", "b", "c", "d"] {
+        bed.address(id);
+    }
+    bed.del("d");
+    let (code, words) = code_and_words(bed.add("e"));
+    assert_eq!(code, code::TRY_AGAIN);
+    assert_eq!(
+        words,
+        "WEFT-1302: node n1 has no free pod address: of 4 in 1 block(s), 3 are in use and 1 cool down for at most 130 s"
+    );
+    assert_eq!(
+        code_and_words(bed.call(Command::Status, Duration::ZERO)).0,
+        code::NOT_AVAILABLE
+    );
+}
+
+#[test]
+fn an_add_that_finds_no_address_goes_on_when_a_block_comes() {
+    let bed = Bed::without_blocks();
+    let pods = Arc::clone(&bed.pods);
+    let granting = thread::spawn(move || {
+        // Granted once the ADD has told that it wants one.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(pods.changed());
+        pods.set_blocks(&["10.244.7.0/30".parse().unwrap()]);
+    });
+    let reply = bed.call(add("a"), Duration::from_secs(60));
+    granting.join().unwrap();
+    assert!(matches!(&reply, Reply::Added(_)), "{reply:?}");
+    assert_eq!(
+        bed.kernel.wired(),
+        vec![("a/eth0".into(), Ipv4Addr::new(10, 244, 7, 0))]
+    );
+}
+
+#[test]
+fn a_node_that_is_not_ready_refuses_add_and_says_what_it_waits_for() {
+    let bed = Bed::new("10.244.0.0/30");
+    bed.ready.send_replace(Readiness::Waiting {
+        why: "NodeSlices from the Kubernetes API".into(),
+    });
+    let (code, words) = code_and_words(bed.add("a"));
+    assert_eq!(code, code::TRY_AGAIN);
+    assert_eq!(
+        words,
+        "WEFT-1501: the agent on n1 waits for NodeSlices from the Kubernetes API"
+    );
+    assert_eq!(
+        code_and_words(bed.call(Command::Status, Duration::ZERO)).0,
+        code::NOT_AVAILABLE
+    );
+    bed.ready.send_replace(Readiness::Broken {
+        why: "weft0 is gone".into(),
+    });
+    assert_eq!(
+        code_and_words(bed.call(Command::Status, Duration::ZERO)).0,
+        code::LIMITED_CONNECTIVITY
+    );
+    bed.ready.send_replace(Readiness::Ready { mtu: 1450 });
+    assert_eq!(bed.call(Command::Status, Duration::ZERO), Reply::Done);
+}
+
+#[test]
+fn gc_with_a_list_keeps_the_list_and_nothing_else() {
+    let bed = Bed::new("10.244.0.0/29");
+    for id in ["a", "b", "c"] {
+        bed.address(id);
+    }
+    let kept = bed.kernel.wired()[1].clone();
+    let gc = |valid| bed.call(Command::Gc(Gc { valid }), Duration::ZERO);
+    assert_eq!(gc(Some(vec![key("b"), key("unknown")])), Reply::Done);
+    assert_eq!((bed.kernel.wired(), bed.used()), (vec![kept], 1));
+    assert_eq!(gc(Some(vec![])), Reply::Done);
+    assert_eq!((bed.kernel.wired(), bed.used()), (vec![], 0));
+}
+
+#[test]
+fn gc_without_a_list_removes_only_what_lost_its_interface() {
+    let bed = Bed::new("10.244.0.0/29");
+    bed.address("a");
+    bed.address("b");
+    bed.kernel.0.wired.lock().unwrap().remove(&key("a"));
+    assert_eq!(
+        bed.call(Command::Gc(Gc { valid: None }), Duration::ZERO),
+        Reply::Done
+    );
+    assert_eq!(bed.used(), 1);
+    assert_eq!(bed.kernel.wired().len(), 1);
+}
+
+#[test]
+fn gc_goes_on_after_an_attachment_that_cannot_be_removed() {
+    let bed = Bed::new("10.244.0.0/29");
+    bed.address("a");
+    bed.address("b");
+    bed.kernel.0.detach_fails.store(true, Ordering::Relaxed);
+    let (_, words) = code_and_words(bed.call(Command::Gc(Gc { valid: Some(vec![]) }), Duration::ZERO));
+    assert!(
+        words.starts_with("WEFT-1506: 2 attachment(s) could not be removed"),
+        "{words}"
+    );
+}
+
+#[test]
+fn check_names_the_difference_and_compares_the_runtimes_address() {
+    let bed = Bed::new("10.244.0.0/30");
+    bed.address("a");
+    let check = |id: &str, result: &str| {
+        let prev_result: AddResult = serde_json::from_str(result).unwrap();
+        let netns = Netns {
+            path: "/proc/self/ns/net".into(),
+            dev: 4,
+            ino: 1,
+        };
+        let command = Command::Check(Check {
+            key: key(id),
+            netns,
+            pod: Pod::default(),
+            prev_result,
+        });
+        bed.call(command, Duration::ZERO)
+    };
+    let right = r#"{"ips":[{"address":"10.244.0.0/32"}]}"#;
+    assert_eq!(check("a", right), Reply::Done);
+    assert_eq!(code_and_words(check("b", right)).0, code::UNKNOWN_CONTAINER);
+    let (_, words) = code_and_words(check("a", r#"{"ips":[{"address":"10.244.0.9/32"}]}"#));
+    assert!(
+        words.contains("the runtime's result does not have 10.244.0.0"),
+        "{words}"
+    );
+    bed.kernel.0.differs.store(true, Ordering::Relaxed);
+    let (code, words) = code_and_words(check("a", right));
+    assert_eq!(
+        (code, words.ends_with("eth0 is down")),
+        (CHECK_FAILED, true),
+        "{words}"
+    );
+}
+
+#[test]
+fn what_was_deleted_while_no_agent_listened_is_freed_before_the_next_add() {
+    let bed = Bed::new("10.244.0.0/30");
+    bed.address("a");
+    let intents = Intents::at(bed.dir.path().join("intents"));
+    let intent = |id| weft_cni::intent::Intent {
+        key: key(id),
+        network: "weft".into(),
+        pod: Pod::default(),
+    };
+    intents.leave(&intent("a")).unwrap();
+    bed.pods.replay_intents().unwrap();
+    assert_eq!((bed.kernel.wired(), bed.used()), (vec![], 0));
+    assert!(!intents.contains(&key("a")));
+
+    // Left behind the agent's back, by a plugin that lost patience: the ADD that comes next is not the one deleted.
+    bed.address("b");
+    intents.leave(&intent("b")).unwrap();
+    bed.address("b");
+    assert_eq!(bed.used(), 1);
+    assert!(!intents.contains(&key("b")));
+}
+
+#[test]
+fn an_add_nobody_waited_for_is_taken_back() {
+    let bed = Bed::new("10.244.0.0/30");
+    bed.address("a");
+    bed.pods.abandoned(&Request {
+        network: "weft".into(),
+        wait_ms: 1,
+        command: add("a"),
+    });
+    assert_eq!((bed.kernel.wired(), bed.used()), (vec![], 0));
+}
+
+#[test]
+fn adds_at_once_get_addresses_of_their_own() {
+    let bed = Bed::new("10.244.0.0/26");
+    thread::scope(|scope| {
+        for n in 0..64 {
+            let bed = &bed;
+            scope.spawn(move || bed.address(&format!("c{n}")));
+        }
+    });
+    let addresses: BTreeSet<_> = bed
+        .kernel
+        .wired()
+        .into_iter()
+        .map(|(_, address)| address)
+        .collect();
+    assert_eq!((addresses.len(), bed.used()), (64, 64));
+}

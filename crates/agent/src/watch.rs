@@ -1,0 +1,257 @@
+//! Watches the four things a node needs to know and keeps the [`Index`] by them.
+//!
+//! Everything else in the cluster stays unwatched: what an agent costs the API server does not depend on how many
+//! pods run elsewhere.
+
+use crate::desired::Desired;
+use crate::index::{Conflict, Grant, Index, OwnNode, Pool, Source};
+use futures::stream::{BoxStream, select_all};
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::Node as KubeNode;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, ResourceExt};
+use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::sync::Arc;
+use tokio::sync::watch;
+use weft_api::{NodeNetwork, NodeSlice, PodPool};
+use weft_model::{Node, NodeName};
+
+/// A burst of events, such as a relist, is compiled once.
+const BURST: usize = 4096;
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time exists, on its way into the index"
+)]
+enum Update {
+    Node(Event<KubeNode>),
+    Network(Event<NodeNetwork>),
+    Pool(Event<PodPool>),
+    Slice(Event<NodeSlice>),
+}
+
+/// What the watches have found out so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct View {
+    /// What the kernel should hold; `None` as long as it is not known in full.
+    pub desired: Option<Arc<Desired>>,
+    /// Why `desired` is `None`, for people.
+    pub waiting_for: String,
+}
+
+/// Watches until the process ends and publishes each change of the view.
+pub async fn run(client: Client, name: NodeName, view: watch::Sender<View>) {
+    let mut state = State {
+        index: Index::new(name.clone()),
+        seen: BTreeSet::new(),
+        conflicts: Vec::new(),
+    };
+    let own = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let all = watcher::Config::default();
+    let mut updates = select_all([
+        updates(Api::all(client.clone()), own.clone(), Update::Node),
+        updates(Api::all(client.clone()), own, Update::Network),
+        updates(Api::all(client.clone()), all.clone(), Update::Pool),
+        updates(Api::all(client), all, Update::Slice),
+    ])
+    .ready_chunks(BURST);
+    view.send_if_modified(|current| state.publish(current));
+    while let Some(burst) = updates.next().await {
+        for update in burst {
+            state.apply(update);
+        }
+        view.send_if_modified(|current| state.publish(current));
+    }
+}
+
+fn updates<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    wrap: impl Fn(Event<K>) -> Update + Send + 'static,
+) -> BoxStream<'static, Update>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    logged::<K>(watcher(api, config).default_backoff())
+        .map(wrap)
+        .boxed()
+}
+
+/// Watch errors are retried by the watcher's backoff; here they only become visible.
+fn logged<K: kube::Resource<DynamicType = ()> + Send + 'static>(
+    events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+) -> impl Stream<Item = Event<K>> + Send + 'static {
+    events.filter_map(|event| {
+        let event = event
+            .inspect_err(|error| tracing::warn!(kind = %K::kind(&()), %error, "watch failed, trying again"))
+            .ok();
+        std::future::ready(event)
+    })
+}
+
+struct State {
+    index: Index,
+    /// Names met since a relist began, by source.
+    seen: BTreeSet<(Source, String)>,
+    conflicts: Vec<Conflict>,
+}
+
+// === impl State ===
+
+impl State {
+    fn apply(&mut self, update: Update) {
+        match update {
+            Update::Node(event) => self.event(Source::Node, event, |index, name, node| {
+                index.set_node(node.and_then(|node| own_node(name, &node)));
+            }),
+            Update::Network(event) => self.event(Source::Network, event, |index, name, network| {
+                index.set_grant(network.and_then(|network| grant(name, &network)));
+            }),
+            Update::Pool(event) => self.event(Source::Pools, event, |index, name, pool| match pool {
+                None => index.set_pool(name, None),
+                // An invalid pool keeps what it was: the operator says in its conditions what is wrong with it.
+                Some(pool) => match pool.spec.ranges() {
+                    Ok(ranges) => index.set_pool(
+                        name,
+                        Some(Pool {
+                            cidrs: ranges.cidrs.iter().map(|cidr| cidr.net()).collect(),
+                            non_masquerade: ranges.non_masquerade,
+                        }),
+                    ),
+                    Err(error) => tracing::error!(pool = name, %error, "ignoring an invalid PodPool"),
+                },
+            }),
+            Update::Slice(event) => self.event(Source::Slices, event, |index, name, slice| {
+                index.set_slice(name, slice.map(|slice| nodes(name, &slice)));
+            }),
+        }
+    }
+
+    fn event<K: kube::Resource<DynamicType = ()>>(
+        &mut self,
+        source: Source,
+        event: Event<K>,
+        set: impl Fn(&mut Index, &str, Option<K>),
+    ) {
+        match event {
+            Event::Init => self.seen.retain(|(of, _)| *of != source),
+            Event::InitApply(object) => {
+                let name = object.name_any();
+                self.seen.insert((source, name.clone()));
+                set(&mut self.index, &name, Some(object));
+            }
+            Event::InitDone => {
+                let (here, others) = std::mem::take(&mut self.seen)
+                    .into_iter()
+                    .partition(|(of, _)| *of == source);
+                self.seen = others;
+                let names: BTreeSet<String> = BTreeSet::into_iter(here).map(|(_, name)| name).collect();
+                match source {
+                    Source::Pools => self.index.retain_pools(&names),
+                    Source::Slices => self.index.retain_slices(&names),
+                    Source::Node if names.is_empty() => self.index.set_node(None),
+                    Source::Network if names.is_empty() => self.index.set_grant(None),
+                    Source::Node | Source::Network => {}
+                }
+                self.index.listed(source);
+            }
+            Event::Apply(object) => {
+                let name = object.name_any();
+                set(&mut self.index, &name, Some(object));
+            }
+            Event::Delete(object) => set(&mut self.index, &object.name_any(), None),
+        }
+    }
+
+    fn publish(&mut self, current: &mut View) -> bool {
+        let next = match self.index.desired() {
+            Some((desired, conflicts)) => {
+                for conflict in conflicts
+                    .iter()
+                    .filter(|conflict| !self.conflicts.contains(conflict))
+                {
+                    tracing::error!(
+                        prefix = %conflict.prefix, kept = %conflict.kept, refused = %conflict.refused,
+                        "two nodes claim the same addresses"
+                    );
+                }
+                self.conflicts = conflicts;
+                View {
+                    desired: Some(Arc::new(desired)),
+                    waiting_for: String::new(),
+                }
+            }
+            // The last known wish goes on to hold: what is missing now must not tear anything down.
+            None => View {
+                desired: current.desired.clone(),
+                waiting_for: self.waiting_for(),
+            },
+        };
+        let changed = *current != next;
+        *current = next;
+        changed
+    }
+
+    fn waiting_for(&self) -> String {
+        let missing = self.index.missing();
+        if missing.is_empty() {
+            return "a Node object of this name with an InternalIP".into();
+        }
+        let names: Vec<_> = missing
+            .into_iter()
+            .map(|source| match source {
+                Source::Node => "the Node object",
+                Source::Network => "the NodeNetwork object",
+                Source::Pools => "PodPools",
+                Source::Slices => "NodeSlices",
+            })
+            .collect();
+        format!("{} from the Kubernetes API", names.join(", "))
+    }
+}
+
+fn own_node(name: &str, node: &KubeNode) -> Option<OwnNode> {
+    let uid = node.metadata.uid.as_deref()?;
+    let uid = uid
+        .parse()
+        .inspect_err(|error| tracing::error!(name, %error, "ignoring the Node object"))
+        .ok()?;
+    let addresses = node
+        .status
+        .iter()
+        .flat_map(|status| status.addresses.iter().flatten());
+    let addresses = addresses
+        .filter(|address| address.type_ == "InternalIP")
+        .filter_map(|address| address.address.parse().ok())
+        .collect();
+    Some(OwnNode { uid, addresses })
+}
+
+fn grant(name: &str, network: &NodeNetwork) -> Option<Grant> {
+    let read = network.spec.uid().and_then(|node_uid| {
+        Ok(Grant {
+            node_uid,
+            blocks: network.spec.model_blocks()?,
+        })
+    });
+    read.inspect_err(|error| tracing::error!(name, %error, "ignoring an invalid NodeNetwork"))
+        .ok()
+}
+
+fn nodes(slice: &str, object: &NodeSlice) -> Vec<Node> {
+    object
+        .spec
+        .nodes
+        .iter()
+        .filter_map(|entry| {
+            Node::try_from(entry)
+                .inspect_err(
+                    |error| tracing::error!(slice, node = entry.name, %error, "ignoring an invalid entry"),
+                )
+                .ok()
+        })
+        .collect()
+}

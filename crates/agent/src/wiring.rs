@@ -1,0 +1,573 @@
+//! One pod's part of the kernel: veth pair, addresses, routes, neighbours, programs and map entries.
+//!
+//! ```text
+//!  pod's namespace                          node's namespace
+//!  eth0  10.244.1.7/32 ─────── veth ─────── weft3f2a91c04d  (alias weft:<containerID>/<ifname>)
+//!   default via 169.254.1.1                  10.244.1.7/32 dev weft3f2a91c04d
+//!   169.254.1.1 lladdr host end, permanent   10.244.1.7 lladdr pod end, permanent
+//! ```
+
+use crate::node::{changes, lock};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use weft_kernel::NetNs;
+use weft_kernel::bpf::{self, Datapath, Endpoint, Program};
+use weft_kernel::rtnl::{Address, Link, LinkSpec, Neighbour, Route, RouteFilter, Rtnl};
+use weft_kernel::sysctl::{self, Key};
+use weft_kernel::target::{Target, reconcile};
+use weft_model::{AttachmentKey, Mac};
+
+/// Where every pod's default route points. Nothing has this address: the pod's neighbour entry for it is permanent.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::from_octets(weft_abi::GATEWAY);
+
+pub const HOST_PREFIX: &str = "weft";
+const ALIAS_PREFIX: &str = "weft:";
+const POD_PROGRAMS: [Program; 2] = [Program::FromPod, Program::ToPod];
+
+/// What an attachment is made of, all derived from its key and address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    pub key: AttachmentKey,
+    pub address: Ipv4Addr,
+}
+
+/// Why a pod could not be wired.
+#[derive(Debug, thiserror::Error)]
+pub enum WiringError {
+    #[error("interface {name} exists in the pod's namespace already")]
+    InterfaceExists { name: String },
+    #[error("interface {name} exists on the node and belongs to {owner}")]
+    HostNameTaken { name: String, owner: String },
+    #[error(transparent)]
+    Kernel(#[from] weft_kernel::Error),
+}
+
+/// What CHECK found to be other than ADD made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference(pub String);
+
+/// The kernel as pods need it.
+pub trait PodKernel: Send + Sync + 'static {
+    /// Makes the attachment. On an error nothing of it is left.
+    fn attach(&self, attachment: &Attachment, netns: &NetNs, mtu: u32) -> Result<(), WiringError>;
+
+    /// Takes the attachment away, as much of it as there is.
+    fn detach(&self, attachment: &Attachment) -> Result<(), WiringError>;
+
+    /// Compares the attachment with what [`attach`](Self::attach) makes.
+    fn check(&self, attachment: &Attachment, netns: &NetNs, mtu: u32)
+    -> Result<Vec<Difference>, WiringError>;
+
+    /// The attachments that have an interface on this node.
+    fn attached(&self) -> Result<Vec<AttachmentKey>, WiringError>;
+
+    /// Puts the node's side of all attachments right, and removes what belongs to none. Returns how much was wrong.
+    fn repair(&self, attachments: &[Attachment], mtu: u32) -> Result<usize, WiringError>;
+}
+
+/// The real kernel.
+#[derive(Debug)]
+pub struct Wiring {
+    node: NetNs,
+    datapath: Arc<Mutex<Datapath>>,
+    /// Whether the programs of all pods are this agent's.
+    adopted: AtomicBool,
+}
+
+// === impl Attachment ===
+
+impl Attachment {
+    /// Name of the node's end: short enough for the kernel, and the same for the same key on every node. Two keys
+    /// can share one (40 bits), which the alias tells.
+    pub fn host_name(&self) -> String {
+        host_name(&self.key)
+    }
+
+    /// Names the owner of the node's end in full.
+    pub fn alias(&self) -> String {
+        format!("{ALIAS_PREFIX}{}", self.key)
+    }
+
+    /// Ethernet address of the pod's end. Derived from the address, so that a neighbour's memory of an address that
+    /// is used again is never wrong.
+    pub fn pod_mac(&self) -> Mac {
+        mac(0x0a, self.address)
+    }
+
+    /// Ethernet address of the node's end.
+    pub fn host_mac(&self) -> Mac {
+        mac(0x0e, self.address)
+    }
+
+    /// Name of the pod's end.
+    pub fn pod_name(&self) -> &str {
+        self.key.if_name()
+    }
+
+    fn ip(&self) -> IpAddr {
+        self.address.into()
+    }
+
+    fn endpoint(&self, ifindex: u32) -> Endpoint {
+        Endpoint::new(ifindex, self.pod_mac(), self.host_mac())
+    }
+
+    fn host_route(&self, ifindex: u32) -> Route {
+        Route::link(host_net(self.address), ifindex)
+    }
+
+    fn host_neighbour(&self, ifindex: u32) -> Neighbour {
+        Neighbour {
+            link: ifindex,
+            ip: self.address.into(),
+            mac: self.pod_mac(),
+        }
+    }
+
+    fn pod_address(&self, ifindex: u32) -> Address {
+        Address::host(ifindex, self.address)
+    }
+
+    fn pod_neighbour(&self, ifindex: u32) -> Neighbour {
+        Neighbour {
+            link: ifindex,
+            ip: GATEWAY.into(),
+            mac: self.host_mac(),
+        }
+    }
+
+    fn pod_routes(ifindex: u32) -> [Route; 2] {
+        let default = ipnet::Ipv4Net::default();
+        [
+            Route::link(host_net(GATEWAY), ifindex),
+            Route::via(default, GATEWAY, ifindex),
+        ]
+    }
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.key, self.address)
+    }
+}
+
+// === impl Wiring ===
+
+impl Wiring {
+    /// # Errors
+    /// The process' own namespace can't be opened.
+    pub fn new(datapath: Arc<Mutex<Datapath>>) -> Result<Self, weft_kernel::Error> {
+        Ok(Self {
+            node: NetNs::current()?,
+            datapath,
+            adopted: AtomicBool::new(false),
+        })
+    }
+
+    fn make(&self, attachment: &Attachment, netns: &NetNs, mtu: u32) -> Result<(), WiringError> {
+        let host_name = attachment.host_name();
+        let mut node = Rtnl::open()?;
+        let create = |node: &mut Rtnl| {
+            let alias = attachment.alias();
+            node.create_veth(
+                &LinkSpec {
+                    mac: Some(attachment.host_mac()),
+                    mtu: Some(mtu),
+                    alias: Some(&alias),
+                    ..LinkSpec::new(&host_name)
+                },
+                &LinkSpec {
+                    mac: Some(attachment.pod_mac()),
+                    mtu: Some(mtu),
+                    netns: Some(netns),
+                    ..LinkSpec::new(attachment.pod_name())
+                },
+            )
+        };
+        match create(&mut node) {
+            Err(error) if error.is_exists() => {
+                if self.remove_leftover(&mut node, attachment)? {
+                    create(&mut node)?;
+                } else {
+                    return Err(WiringError::InterfaceExists {
+                        name: attachment.pod_name().into(),
+                    });
+                }
+            }
+            created => created?,
+        }
+        self.fill(&mut node, attachment, netns).inspect_err(|_| {
+            if let Err(error) = self.detach(attachment) {
+                tracing::warn!(%attachment, %error, "could not take back a failed attachment");
+            }
+        })
+    }
+
+    fn fill(&self, node: &mut Rtnl, attachment: &Attachment, netns: &NetNs) -> Result<(), WiringError> {
+        let host_name = attachment.host_name();
+        let host = node.link_index(&host_name)?;
+        // The pod is fenced in before anything can leave or reach it.
+        {
+            let mut datapath = lock(&self.datapath);
+            datapath.attach_pod(host, &host_name)?;
+            datapath
+                .endpoints()
+                .apply(&attachment.ip(), &attachment.endpoint(host))?;
+        }
+        without_ipv6(&self.node, &host_name)?;
+        loose(&self.node, &host_name)?;
+        node.set_up(host, true)?;
+        let name = attachment.pod_name();
+        without_ipv6(netns, name)?;
+        netns.run(|| -> Result<(), weft_kernel::Error> {
+            let mut pod = Rtnl::open()?;
+            let index = pod.link_index(name)?;
+            pod.replace_address(&attachment.pod_address(index))?;
+            pod.set_up(index, true)?;
+            pod.replace_neighbour(&attachment.pod_neighbour(index))?;
+            for route in Attachment::pod_routes(index) {
+                pod.replace_route(&route)?;
+            }
+            Ok(())
+        })??;
+        node.replace_neighbour(&attachment.host_neighbour(host))?;
+        node.replace_route(&attachment.host_route(host))?;
+        Ok(())
+    }
+
+    /// Removes a node's end of the same attachment that an interrupted ADD left. `false` if there is none, an error
+    /// if the name is somebody else's.
+    fn remove_leftover(&self, node: &mut Rtnl, attachment: &Attachment) -> Result<bool, WiringError> {
+        let name = attachment.host_name();
+        let Some(link) = node.link(&name)? else {
+            return Ok(false);
+        };
+        owned(&link, attachment)?;
+        self.detach(attachment)?;
+        Ok(true)
+    }
+}
+
+impl PodKernel for Wiring {
+    fn attach(&self, attachment: &Attachment, netns: &NetNs, mtu: u32) -> Result<(), WiringError> {
+        self.make(attachment, netns, mtu)
+    }
+
+    fn detach(&self, attachment: &Attachment) -> Result<(), WiringError> {
+        let name = attachment.host_name();
+        let mut node = Rtnl::open()?;
+        let link = node.link(&name)?;
+        if let Some(link) = &link {
+            owned(link, attachment)?;
+        }
+        {
+            let mut datapath = lock(&self.datapath);
+            let endpoint = datapath.endpoints().list()?.remove(&attachment.ip());
+            datapath.endpoints().remove(&attachment.ip())?;
+            // Where the interface is gone with the pod's namespace, the endpoint still knows which one it was.
+            if let Some(ifindex) = link
+                .as_ref()
+                .map(|link| link.index)
+                .or(endpoint.map(|endpoint| endpoint.ifindex))
+            {
+                datapath.detach(ifindex)?;
+            }
+        }
+        if let Some(link) = link {
+            node.delete_link(link.index)?;
+        }
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        attachment: &Attachment,
+        netns: &NetNs,
+        mtu: u32,
+    ) -> Result<Vec<Difference>, WiringError> {
+        let mut found = Differences::default();
+        let name = attachment.host_name();
+        let mut node = Rtnl::open()?;
+        match node.link(&name)? {
+            None => found.add(format!("interface {name} is missing on the node")),
+            Some(link) => {
+                owned(&link, attachment)?;
+                found.unless(link.up, || format!("interface {name} is down"));
+                found.equal(&format!("MTU of {name}"), link.mtu, mtu);
+                let routes = node.routes(RouteFilter {
+                    oif: Some(link.index),
+                    ..RouteFilter::default()
+                })?;
+                found.unless(routes.contains(&attachment.host_route(link.index)), || {
+                    format!(
+                        "route {}/32 dev {name} is missing on the node",
+                        attachment.address
+                    )
+                });
+                let neighbours = node.neighbours(Some(link.index))?;
+                found.unless(
+                    neighbours.contains(&attachment.host_neighbour(link.index)),
+                    || {
+                        format!(
+                            "permanent neighbour {} of {name} is missing on the node",
+                            attachment.address
+                        )
+                    },
+                );
+                let mut datapath = lock(&self.datapath);
+                let endpoint = datapath.endpoints().list()?.remove(&attachment.ip());
+                found.unless(endpoint == Some(attachment.endpoint(link.index)), || {
+                    format!(
+                        "the datapath has another entry for {} than it should, or none",
+                        attachment.address
+                    )
+                });
+                let attached = datapath.attached()?;
+                for program in POD_PROGRAMS {
+                    found.unless(
+                        attached.contains(&bpf::Attachment {
+                            ifindex: link.index,
+                            program,
+                        }),
+                        || format!("program {} is not attached to {name}", program.name()),
+                    );
+                }
+            }
+        }
+        let in_pod = netns.run(|| inside(attachment, mtu))??;
+        found.0.extend(in_pod.0);
+        Ok(found.0)
+    }
+
+    fn attached(&self) -> Result<Vec<AttachmentKey>, WiringError> {
+        let links = Rtnl::open()?.links()?;
+        Ok(links
+            .iter()
+            .filter_map(|link| link.alias.as_deref().and_then(key_of_alias))
+            .collect())
+    }
+
+    fn repair(&self, attachments: &[Attachment], mtu: u32) -> Result<usize, WiringError> {
+        let mut node = Rtnl::open()?;
+        let links: BTreeMap<String, Link> = node
+            .links()?
+            .into_iter()
+            .map(|link| (link.alias.clone().unwrap_or_default(), link))
+            .collect();
+        // What has lost its interface has lost its namespace; its address waits for DEL or GC.
+        let live: Vec<(&Attachment, &Link)> = attachments
+            .iter()
+            .filter_map(|held| Some((held, links.get(&held.alias())?)))
+            .collect();
+        let endpoints: BTreeMap<IpAddr, Endpoint> = live
+            .iter()
+            .map(|(held, link)| (held.ip(), held.endpoint(link.index)))
+            .collect();
+        let outcome = reconcile(&mut lock(&self.datapath).endpoints(), &endpoints)?;
+        let mut repaired = changes(outcome)?;
+        let held: BTreeSet<Route> = node.routes(RouteFilter::own())?.into_iter().collect();
+        // At the first pass the programs may be those of an earlier agent, to be replaced by this one's.
+        let adopted = self.adopted.swap(true, Ordering::Relaxed);
+        let attached = if adopted {
+            lock(&self.datapath).attached()?
+        } else {
+            BTreeSet::new()
+        };
+        for (attachment, link) in live {
+            repaired += self.repair_one(&mut node, attachment, link, &attached)?;
+            repaired += usize::from(node.set_mtu(link.index, mtu)?);
+            let route = attachment.host_route(link.index);
+            if !held.contains(&route) {
+                node.replace_route(&route)?;
+                repaired += 1;
+            }
+        }
+        Ok(repaired)
+    }
+}
+
+impl Wiring {
+    fn repair_one(
+        &self,
+        node: &mut Rtnl,
+        attachment: &Attachment,
+        link: &Link,
+        attached: &BTreeSet<bpf::Attachment>,
+    ) -> Result<usize, WiringError> {
+        let ifindex = link.index;
+        let mut repaired = 0;
+        if POD_PROGRAMS
+            .into_iter()
+            .any(|program| !attached.contains(&bpf::Attachment { ifindex, program }))
+        {
+            lock(&self.datapath).attach_pod(link.index, &link.name)?;
+            repaired += 1;
+        }
+        repaired += usize::from(node.set_up(link.index, true)?);
+        let neighbour = attachment.host_neighbour(link.index);
+        if !node.neighbours(Some(link.index))?.contains(&neighbour) {
+            node.replace_neighbour(&neighbour)?;
+            repaired += 1;
+        }
+        Ok(repaired)
+    }
+}
+
+// === private ===
+
+#[derive(Default)]
+struct Differences(Vec<Difference>);
+
+impl Differences {
+    fn add(&mut self, what: String) {
+        self.0.push(Difference(what));
+    }
+
+    fn unless(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.add(what());
+        }
+    }
+
+    fn equal<T: PartialEq + fmt::Display + Copy>(&mut self, what: &str, is: T, should: T) {
+        if is != should {
+            self.add(format!("{what} is {is} and should be {should}"));
+        }
+    }
+}
+
+/// The pod's side of CHECK; runs in the pod's namespace.
+fn inside(attachment: &Attachment, mtu: u32) -> Result<Differences, weft_kernel::Error> {
+    let mut found = Differences::default();
+    let name = attachment.pod_name();
+    let mut pod = Rtnl::open()?;
+    let Some(link) = pod.link(name)? else {
+        found.add(format!("interface {name} is missing in the pod"));
+        return Ok(found);
+    };
+    found.unless(link.up, || format!("interface {name} is down in the pod"));
+    found.unless(link.mac == Some(attachment.pod_mac()), || {
+        format!(
+            "{name} in the pod has another MAC address than {}",
+            attachment.pod_mac()
+        )
+    });
+    // A plugin later in the chain may have lowered the MTU on purpose; a higher one breaks large packets.
+    found.unless(link.mtu <= mtu, || {
+        format!("MTU of {name} in the pod is {} and should be {mtu}", link.mtu)
+    });
+    let addresses = pod.addresses(Some(link.index))?;
+    found.unless(
+        addresses.iter().any(|held| held.net.addr() == attachment.ip()),
+        || format!("{name} in the pod does not have {}", attachment.address),
+    );
+    let routes = pod.routes(RouteFilter {
+        oif: Some(link.index),
+        ..RouteFilter::default()
+    })?;
+    for route in Attachment::pod_routes(link.index) {
+        let there = routes
+            .iter()
+            .any(|held| (held.dst, held.gateway) == (route.dst, route.gateway));
+        found.unless(there, || match route.gateway {
+            Some(gateway) => format!("default route via {gateway} dev {name} is missing in the pod"),
+            None => format!("route {} dev {name} is missing in the pod", route.dst),
+        });
+    }
+    let neighbours = pod.neighbours(Some(link.index))?;
+    found.unless(neighbours.contains(&attachment.pod_neighbour(link.index)), || {
+        format!("permanent neighbour {GATEWAY} of {name} is missing in the pod")
+    });
+    Ok(found)
+}
+
+fn owned(link: &Link, attachment: &Attachment) -> Result<(), WiringError> {
+    if link.alias.as_deref() == Some(attachment.alias().as_str()) {
+        return Ok(());
+    }
+    let owner = link
+        .alias
+        .clone()
+        .unwrap_or_else(|| "something that is not Weft".into());
+    Err(WiringError::HostNameTaken {
+        name: link.name.clone(),
+        owner,
+    })
+}
+
+/// Keeps IPv6, which the overlay does not carry, from talking on `link`: its router solicitations would only be
+/// counted as drops. Returns whether that changed anything; a kernel without IPv6 has nothing to change.
+pub fn without_ipv6(netns: &NetNs, link: &str) -> Result<bool, weft_kernel::Error> {
+    let key = Key::new(format!("net/ipv6/conf/{link}/disable_ipv6"))?;
+    match sysctl::write(netns, &[(key, "1".into())]) {
+        Err(error) if error.is_not_found() => Ok(false),
+        written => Ok(!written?.is_empty()),
+    }
+}
+
+/// Loose reverse-path filtering on `link`, because a packet that the stack translated can come from where its source
+/// is not routed to. The effective value is the larger one of the interface's and `all`'s, so 2 also overrules a
+/// strict `all` (Documentation/networking/ip-sysctl.rst).
+pub fn loose(netns: &NetNs, link: &str) -> Result<bool, weft_kernel::Error> {
+    Ok(!sysctl::write(netns, &[(Key::ipv4_conf(link, "rp_filter")?, "2".into())])?.is_empty())
+}
+
+pub fn host_name(key: &AttachmentKey) -> String {
+    let digest = Sha256::digest(key.to_string());
+    let hex: String = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    format!("{HOST_PREFIX}{hex}")
+}
+
+fn key_of_alias(alias: &str) -> Option<AttachmentKey> {
+    alias.strip_prefix(ALIAS_PREFIX)?.parse().ok()
+}
+
+fn mac(first: u8, address: Ipv4Addr) -> Mac {
+    let [a, b, c, d] = address.octets();
+    Mac([first, 0x57, a, b, c, d])
+}
+
+fn host_net(address: Ipv4Addr) -> ipnet::Ipv4Net {
+    ipnet::Ipv4Net::from(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment() -> Attachment {
+        Attachment {
+            key: AttachmentKey::new("4f1c".repeat(16), "eth0").unwrap(),
+            address: Ipv4Addr::new(10, 244, 1, 7),
+        }
+    }
+
+    #[test]
+    fn the_nodes_end_has_a_name_the_kernel_accepts_and_an_alias_that_reads_back() {
+        let attachment = attachment();
+        let name = attachment.host_name();
+        assert_eq!((name.len(), &name[..4]), (14, "weft"));
+        assert_eq!(key_of_alias(&attachment.alias()), Some(attachment.key));
+        assert_eq!(key_of_alias("somebody else's"), None);
+    }
+
+    #[test]
+    fn two_interfaces_of_one_container_have_two_names() {
+        let other = AttachmentKey::new("4f1c".repeat(16), "eth1").unwrap();
+        assert_ne!(host_name(&attachment().key), host_name(&other));
+    }
+
+    #[test]
+    fn ethernet_addresses_are_local_unicast_and_differ_by_end_and_address() {
+        let attachment = attachment();
+        for mac in [attachment.pod_mac(), attachment.host_mac()] {
+            assert_eq!(mac.octets()[0] & 0b11, 0b10, "{mac}");
+        }
+        assert_eq!(attachment.pod_mac().to_string(), "0a:57:0a:f4:01:07");
+        assert_eq!(attachment.host_mac().to_string(), "0e:57:0a:f4:01:07");
+    }
+}
