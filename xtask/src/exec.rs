@@ -68,13 +68,16 @@ pub(crate) fn read(command: &mut Command) -> Result<String> {
 
 /// The command line as a shell would take it.
 pub(crate) fn line(command: &Command) -> String {
-    let env = command.get_envs().filter_map(|(name, value)| {
-        Some(format!(
-            "{}={}",
-            name.to_string_lossy(),
-            quote(&value?.to_string_lossy())
-        ))
-    });
+    let env = command
+        .get_envs()
+        .filter(|(name, _)| *name != "PATH")
+        .filter_map(|(name, value)| {
+            Some(format!(
+                "{}={}",
+                name.to_string_lossy(),
+                quote(&value?.to_string_lossy())
+            ))
+        });
     let program = command.get_program().to_string_lossy();
     let program = quote(program.rsplit('/').next().unwrap_or(&program));
     let root = format!("{}/", crate::root().display());

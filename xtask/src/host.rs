@@ -1,5 +1,6 @@
 //! What this machine is: user, capabilities, package manager, programs in `PATH`.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::exec;
@@ -38,13 +39,27 @@ pub(crate) fn lacks_privileges() -> Option<String> {
     (!missing.is_empty()).then(|| format!("root without {}", missing.join(", ")))
 }
 
-/// The first executable `name` in `PATH`, or in cargo's own directory, which not every shell has in `PATH`.
+/// The first executable `name` in `PATH`, among our own tools, or in cargo's directory, which not every shell has in
+/// `PATH`.
 pub(crate) fn which(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
+        .chain([tools()])
         .chain(cargo_bin())
         .map(|dir| dir.join(name))
         .find(|file| is_executable(file))
+}
+
+/// Where `setup` puts tools that only this project's tests use.
+pub(crate) fn tools() -> PathBuf {
+    exec::target_dir().join("tools")
+}
+
+/// `PATH` with our own tools before the rest.
+pub(crate) fn path_with_tools() -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::iter::once(tools()).chain(std::env::split_paths(&path));
+    std::env::join_paths(dirs).unwrap_or(path)
 }
 
 /// Where `cargo install` puts programs.

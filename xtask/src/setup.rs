@@ -36,7 +36,10 @@ const OPTIONAL: [(&str, &str); 5] = [
         "strace",
         "the test that weft-cni talks to the agent's socket only",
     ),
-    ("go", "bench: builds the reference plugins; tests: builds cnitool"),
+    (
+        "go",
+        "builds cnitool for tests and the reference plugins for bench",
+    ),
 ];
 
 /// Arguments of `cargo xtask setup`.
@@ -100,6 +103,7 @@ pub(crate) fn ensure(scope: Scope, dry_run: bool) -> Result<bool> {
     apply(ebpf_compiler(dry_run)?)?;
     apply(bpf_linker())?;
     if scope >= Scope::Test {
+        apply(cnitool())?;
         apply(cargo_tool(
             "cargo-nextest",
             "runs each test in a process of its own",
@@ -377,7 +381,36 @@ fn installed_llvm(wanted: u32) -> Option<(u32, PathBuf)> {
         .find(|(_, prefix)| prefix.join("bin/llvm-config").exists())
 }
 
-// === cargo subcommands ===
+// === other tools ===
+
+/// The CNI project's own client, with which tests call the plugin. Without Go they are skipped, and say so.
+fn cnitool() -> Vec<Step> {
+    const NAME: &str = "cnitool";
+    const PACKAGE: &str = "github.com/containernetworking/cni/cnitool@v1.3.0";
+    if let Some(path) = host::which(NAME) {
+        term::item(Mark::Good, NAME, path.display());
+        return Vec::new();
+    }
+    if host::which("go").is_none() {
+        term::item(
+            Mark::Note,
+            NAME,
+            "not found, optional: takes Go to build; tests with it are skipped",
+        );
+        return Vec::new();
+    }
+    term::item(Mark::Bad, NAME, "missing: calls the plugin in tests");
+    let mut command = exec::command("go");
+    command
+        .env("GOBIN", host::tools())
+        .env("CGO_ENABLED", "0")
+        .args(["install", PACKAGE]);
+    vec![Step::Run {
+        what: "build cnitool".into(),
+        command: Box::new(command),
+        needs_root: false,
+    }]
+}
 
 fn cargo_tool(name: &str, purpose: &str) -> Vec<Step> {
     if let Some(path) = host::which(name) {

@@ -200,7 +200,7 @@ impl Part {
 
     fn command(self, verb: &str, filter: Option<&str>) -> Command {
         let mut command = exec::cargo();
-        command.args([
+        command.env("PATH", host::path_with_tools()).args([
             "nextest",
             verb,
             "--workspace",
