@@ -108,8 +108,9 @@ pub fn write_reply(stream: &UnixStream, reply: &Reply, allowed: Duration) -> Res
 
 /// Whether the plugin has gone away, so that nobody will hear the reply.
 ///
-/// To be asked before work on a request that had to wait its turn: an ADD whose
-/// plugin gave up may have been followed by its DEL already.
+/// To be asked before work on a request that had to wait its turn. An ADD whose plugin
+/// gave up may have been followed by its DEL already; a DEL whose plugin gave up has left
+/// an intent, and may have been followed by an ADD of the same attachment.
 pub fn is_abandoned(stream: &UnixStream) -> bool {
     let mut byte = [0];
     match rustix::net::recv(stream, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {

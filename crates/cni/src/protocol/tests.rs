@@ -248,3 +248,22 @@ fn a_slow_sender_is_read_to_its_end() {
     plugin.read_to_end(&mut nothing).unwrap();
     assert_eq!(nothing, b"");
 }
+
+proptest::proptest! {
+    #[test]
+    fn whatever_a_peer_sends_is_a_request_or_an_error(
+        magic in proptest::bool::ANY,
+        version in 0..3u8,
+        body in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+        announced in 0..250u32,
+    ) {
+        let (mut plugin, agent) = UnixStream::pair().unwrap();
+        if magic {
+            plugin.write_all(&[b'w', b'e', b'f', b't', 0, version, 0, 0]).unwrap();
+            plugin.write_all(&announced.to_be_bytes()).unwrap();
+        }
+        plugin.write_all(&body).unwrap();
+        drop(plugin);
+        proptest::prop_assert!(read_request(&agent, AMPLE).is_err());
+    }
+}

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use weft_model::UserError;
 
 pub use config::NetConf;
-pub use result::{AddResult, Dns, Interface, Ip, Route};
+pub use result::{AddResult, Dns, Interface, Ip, ResultError, Route};
 
 /// The error codes of CNI 1.1 ("Well-known Error Codes"); 100 and above are a
 /// plugin's own.

@@ -1,4 +1,5 @@
-//! Whatever comes in, one JSON object or nothing comes out.
+//! Whatever comes in, one JSON object or nothing comes out. `PROPTEST_CASES` says how
+//! much comes in.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -142,8 +143,6 @@ fn is_error(answer: Option<&Value>) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
-
     #[test]
     fn bytes_on_standard_input_never_get_more_than_an_error(
         // No DEL: one that is understood writes to the default directory.
@@ -176,7 +175,6 @@ fn strange_configurations_get_a_result_or_an_error_and_a_readable_del_succeeds()
     ]
     .map(|(name, value)| (name.to_owned(), OsString::from(value)));
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-        cases: 2000,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
