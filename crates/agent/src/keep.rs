@@ -46,6 +46,10 @@ pub fn run<K: PodKernel>(
             Err(RecvTimeoutError::Disconnected) => return,
         }
         while wakes.try_recv().is_ok() {}
+        // A plugin that met a busy agent leaves its DEL for later, too.
+        if let Err(error) = pods.replay_intents() {
+            tracing::error!(%error, "cannot read the DEL intents");
+        }
         let View { desired, waiting_for } = view.borrow().clone();
         let Some(desired) = desired else {
             readiness.send_if_modified(|current| replace(current, Readiness::Waiting { why: waiting_for }));

@@ -150,10 +150,10 @@ impl<K: PodKernel> Pods<K> {
         for intent in &pending.intents {
             match self.del(&intent.key) {
                 Ok(()) => {
-                    tracing::info!(attachment = %intent.key, "replayed a DEL that came while the agent was away")
+                    tracing::info!(attachment = %intent.key, "replayed a DEL that came while the agent was away");
                 }
                 Err(failure) => {
-                    tracing::error!(attachment = %intent.key, error = failure.msg, "could not replay a DEL")
+                    tracing::error!(attachment = %intent.key, error = failure.msg, "could not replay a DEL");
                 }
             }
         }

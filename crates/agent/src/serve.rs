@@ -69,6 +69,14 @@ fn serve(stream: &UnixStream, handler: &impl Handler, metrics: &Metrics) {
             return;
         }
     };
+    // A plugin that has given up left an intent for its DEL, and told the runtime that its ADD failed.
+    if protocol::is_abandoned(stream) {
+        tracing::warn!(
+            op = request.command.name(),
+            "the plugin left before its turn came"
+        );
+        return;
+    }
     let started = Instant::now();
     let op = request.command.name();
     // A bug in one request must not take the agent, and with it everybody else's requests, down.
