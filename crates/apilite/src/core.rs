@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use crate::faults::Faults;
 use crate::registry::Registry;
 use crate::server::ApiServer;
+use crate::services::Pools;
 use crate::store::Store;
 
 /// Settings of an [`ApiServer`].
@@ -42,7 +43,7 @@ pub(crate) struct Core {
     pub(crate) registry: Registry,
     pub(crate) faults: Faults,
     pub(crate) bookmark_interval: Duration,
-    pub(crate) service_cidr: (Ipv4Addr, u8),
+    pub(crate) pools: Pools,
     pub(crate) tasks: TaskTracker,
     pub(crate) closing: CancellationToken,
 }
@@ -108,7 +109,7 @@ impl Builder {
             registry: Registry::new(),
             faults: Faults::new(),
             bookmark_interval: self.bookmark_interval,
-            service_cidr: self.service_cidr,
+            pools: Pools::new(self.service_cidr),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         });

@@ -48,6 +48,7 @@ enum FieldErrorKind {
     Invalid,
     NotSupported,
     Duplicate,
+    NotFound,
     Forbidden,
     TooLong,
     TooMany,
@@ -309,6 +310,11 @@ impl FieldError {
         Self::new(FieldErrorKind::Duplicate, field, Some(printed(value)), "")
     }
 
+    /// The value refers to something that isn't there.
+    pub(crate) fn not_found(field: &str, value: &Value) -> Self {
+        Self::new(FieldErrorKind::NotFound, field, Some(printed(value)), "")
+    }
+
     pub(crate) fn forbidden(field: &str, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorKind::Forbidden, field, None, detail)
     }
@@ -330,6 +336,7 @@ impl FieldError {
             FieldErrorKind::Invalid | FieldErrorKind::TypeInvalid => "Invalid value",
             FieldErrorKind::NotSupported => "Unsupported value",
             FieldErrorKind::Duplicate => "Duplicate value",
+            FieldErrorKind::NotFound => "Not found",
             FieldErrorKind::Forbidden => "Forbidden",
             FieldErrorKind::TooLong => "Too long",
             FieldErrorKind::TooMany => "Too many",
@@ -352,6 +359,7 @@ impl FieldError {
             FieldErrorKind::Invalid => "FieldValueInvalid",
             FieldErrorKind::NotSupported => "FieldValueNotSupported",
             FieldErrorKind::Duplicate => "FieldValueDuplicate",
+            FieldErrorKind::NotFound => "FieldValueNotFound",
             FieldErrorKind::Forbidden => "FieldValueForbidden",
             FieldErrorKind::TooLong => "FieldValueTooLong",
             FieldErrorKind::TooMany => "FieldValueTooMany",

@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::core::Core;
-use crate::crd;
 use crate::error::FieldError;
 use crate::registry::{Origin, Resource};
+use crate::schema::Schema;
 use crate::write::Endpoint;
+use crate::{crd, defaults, structural, validation};
 
 /// Now, in whole seconds of RFC 3339, as `metav1.Time` prints it.
 pub(crate) fn now() -> String {
@@ -76,7 +76,11 @@ fn has_generation(resource: &Resource) -> bool {
 /// Kind-specific initial state.
 pub(crate) fn prepare_create(resource: &Resource, object: &mut Value) {
     match (resource.group.as_str(), resource.plural.as_str()) {
-        ("", "pods") => object["status"] = json!({ "phase": "Pending" }),
+        ("", "pods") => {
+            let class = defaults::qos_class(&object["spec"]);
+            object["status"] = json!({ "phase": "Pending", "qosClass": class });
+        }
+        ("batch", "jobs") => select_own_pods(object),
         ("", "namespaces") => {
             object["status"] = json!({ "phase": "Active" });
             object["spec"]["finalizers"] = json!(["kubernetes"]);
@@ -89,6 +93,24 @@ pub(crate) fn prepare_create(resource: &Resource, object: &mut Value) {
         ("apiextensions.k8s.io", "customresourcedefinitions") => crd::settle_status(object),
         _ => {}
     }
+}
+
+/// A Job without a selector of its own selects its pods by its UID.
+fn select_own_pods(job: &mut Value) {
+    if job["spec"]["manualSelector"] == true || !job["spec"]["template"].is_object() {
+        return;
+    }
+    let uid = job["metadata"]["uid"].clone();
+    let name = job["metadata"]["name"].clone();
+    for (label, value) in [
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+        ("controller-uid", &uid),
+        ("job-name", &name),
+    ] {
+        job["spec"]["template"]["metadata"]["labels"][label] = value.clone();
+    }
+    job["spec"]["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"] = uid;
 }
 
 /// Takes over from the old object what this endpoint may not change.
@@ -174,26 +196,39 @@ fn content_differs(resource: &Resource, new: &Value, old: &Value) -> bool {
 }
 
 pub(crate) fn default(resource: &Resource, object: &mut Value) {
-    if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
-        crd::default(object);
+    match &resource.origin {
+        Origin::Custom(_) => structural::default(Schema::of(resource), object),
+        Origin::BuiltIn(_) if resource.is("apiextensions.k8s.io", "customresourcedefinitions") => {
+            crd::default(object);
+        }
+        Origin::BuiltIn(_) => defaults::apply(resource, object),
     }
 }
 
-pub(crate) fn validate_create(_core: &Core, resource: &Resource, object: &Value) -> Vec<FieldError> {
-    if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
-        return crd::validate(object);
+pub(crate) fn validate_create(resource: &Resource, object: &Value) -> Vec<FieldError> {
+    let mut problems = validation::create(resource, object);
+    if let Origin::Custom(_) = resource.origin {
+        problems.extend(structural::validate(Schema::of(resource), object, ""));
     }
-    Vec::new()
+    problems
 }
 
 pub(crate) fn validate_update(
-    _core: &Core,
-    _resource: &Resource,
-    _endpoint: Endpoint,
-    _new: &Value,
-    _old: &Value,
+    resource: &Resource,
+    endpoint: Endpoint,
+    new: &Value,
+    old: &Value,
 ) -> Vec<FieldError> {
-    Vec::new()
+    match (&resource.origin, endpoint) {
+        // What status says of built-in types is their controllers' affair.
+        (Origin::BuiltIn(_), Endpoint::Status) => Vec::new(),
+        (Origin::BuiltIn(_), Endpoint::Main) => validation::update(resource, new, old),
+        (Origin::Custom(_), _) => {
+            let mut problems = validation::update(resource, new, old);
+            problems.extend(structural::validate(Schema::of(resource), new, ""));
+            problems
+        }
+    }
 }
 
 pub(crate) fn warnings(_resource: &Resource, _object: &Value) -> Vec<String> {

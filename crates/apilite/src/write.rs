@@ -13,8 +13,9 @@ use crate::patch::Patch;
 use crate::read;
 use crate::registry::{Origin, Resource};
 use crate::route::{Query, Target};
+use crate::schema::Schema;
 use crate::store::{Expect, Key, Stored};
-use crate::strategy;
+use crate::{strategy, structural, typed};
 
 /// Query parameters of a write.
 #[derive(Clone, Debug)]
@@ -109,7 +110,7 @@ impl Core {
     ) -> Result<Written, ApiError> {
         let resource = &target.resource;
         let mut warnings = Vec::new();
-        let mut object = self.admit_body(resource, body, options, &mut warnings)?;
+        let mut object = admit_body(resource, body, options, &mut warnings)?;
         check_namespace(resource, &target.namespace, &mut object)?;
         self.create_object(target, object, options, warnings)
     }
@@ -150,7 +151,7 @@ impl Core {
             let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let mut candidate = object.clone();
             let lease = self.allocate(resource, &mut candidate, None)?;
-            let problems = strategy::validate_create(self, resource, &candidate);
+            let problems = strategy::validate_create(resource, &candidate);
             if !problems.is_empty() {
                 return Err(ApiError::invalid(
                     &resource.group,
@@ -203,7 +204,7 @@ impl Core {
     ) -> Result<Written, ApiError> {
         let resource = &target.resource;
         let mut warnings = Vec::new();
-        let mut object = self.admit_body(resource, body, options, &mut warnings)?;
+        let mut object = admit_body(resource, body, options, &mut warnings)?;
         check_namespace(resource, &target.namespace, &mut object)?;
         let name = target.name.as_deref().unwrap_or_default();
         match object["metadata"]["name"].as_str() {
@@ -250,7 +251,7 @@ impl Core {
         let name = target.name.as_deref().unwrap_or_default();
         if let Patch::Apply(applied) = patch {
             let mut warnings = Vec::new();
-            let mut applied = self.admit_body(
+            let mut applied = admit_body(
                 resource,
                 Decoded {
                     object: applied.object.clone(),
@@ -298,7 +299,7 @@ impl Core {
                 duplicates: patch.duplicates(),
             };
             let mut found = Vec::new();
-            let object = self.admit_body(resource, body, options, &mut found)?;
+            let object = admit_body(resource, body, options, &mut found)?;
             *warnings.borrow_mut() = found;
             Ok(object)
         });
@@ -333,7 +334,7 @@ impl Core {
             strategy::default(resource, &mut new);
             strategy::prepare_update(resource, endpoint, &mut new, &old);
             let lease = self.allocate(resource, &mut new, Some(&old))?;
-            let problems = strategy::validate_update(self, resource, endpoint, &new, &old);
+            let problems = strategy::validate_update(resource, endpoint, &new, &old);
             if !problems.is_empty() {
                 return Err(ApiError::invalid(
                     &resource.group,
@@ -390,44 +391,6 @@ impl Core {
         Err(ApiError::modified(resource, name))
     }
 
-    /// Checks a body against the resource's schema: kind, unknown, repeated and mistyped fields.
-    fn admit_body(
-        &self,
-        resource: &Resource,
-        body: Decoded,
-        options: &WriteOptions,
-        warnings: &mut Vec<String>,
-    ) -> Result<Value, ApiError> {
-        let Decoded {
-            mut object,
-            duplicates,
-        } = body;
-        check_kind(resource, &mut object)?;
-        let mut complaints: Vec<String> = duplicates
-            .iter()
-            .map(|path| format!("duplicate field {path:?}"))
-            .collect();
-        complaints.extend(self.prune(resource, &mut object)?);
-        if !complaints.is_empty() {
-            match options.validation {
-                FieldValidation::Ignore => {}
-                FieldValidation::Warn => warnings.extend(complaints),
-                FieldValidation::Strict => {
-                    let kind = &resource.kind;
-                    return Err(ApiError::bad_request(format!(
-                        "{kind} in version {:?} cannot be handled as a {kind}: strict decoding error: {}",
-                        resource.version,
-                        complaints.join(", ")
-                    )));
-                }
-            }
-        }
-        if let Some(custom) = resource.custom() {
-            warnings.extend(custom.deprecation_warning.clone());
-        }
-        Ok(object)
-    }
-
     fn check_namespace_accepts(
         &self,
         resource: &Resource,
@@ -472,6 +435,72 @@ impl Core {
             self.release(&stored.value());
         }
     }
+}
+
+/// Checks a body against the resource's schema: kind, unknown, repeated and mistyped fields.
+fn admit_body(
+    resource: &Resource,
+    body: Decoded,
+    options: &WriteOptions,
+    warnings: &mut Vec<String>,
+) -> Result<Value, ApiError> {
+    let Decoded {
+        mut object,
+        duplicates,
+    } = body;
+    check_kind(resource, &mut object)?;
+    let mut complaints: Vec<String> = duplicates
+        .iter()
+        .map(|path| format!("duplicate field {path:?}"))
+        .collect();
+    complaints.extend(prune(resource, &mut object)?);
+    if !complaints.is_empty() {
+        match options.validation {
+            FieldValidation::Ignore => {}
+            FieldValidation::Warn => warnings.extend(complaints),
+            FieldValidation::Strict => {
+                let kind = &resource.kind;
+                return Err(ApiError::bad_request(format!(
+                    "{kind} in version {:?} cannot be handled as a {kind}: strict decoding error: {}",
+                    resource.version,
+                    complaints.join(", ")
+                )));
+            }
+        }
+    }
+    if let Some(custom) = resource.custom() {
+        warnings.extend(custom.deprecation_warning.clone());
+    }
+    Ok(object)
+}
+
+/// Drops undeclared fields; returns what strict validation says of them.
+fn prune(resource: &Resource, object: &mut Value) -> Result<Vec<String>, ApiError> {
+    let decode_error = |error: String| {
+        let (kind, version) = (&resource.kind, &resource.version);
+        ApiError::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: {error}"
+        ))
+    };
+    let unknown = match resource.origin {
+        Origin::BuiltIn(_) => {
+            typed::read(Schema::of(resource), &resource.kind, object).map_err(decode_error)?
+        }
+        Origin::Custom(_) => {
+            let mut wrapped = json!({ "metadata": object["metadata"].take() });
+            let holder =
+                json!({ "type": "object", "properties": { "metadata": Schema::metadata_reference() } });
+            let mut unknown =
+                typed::read(Schema::new(&holder), &resource.kind, &mut wrapped).map_err(decode_error)?;
+            object["metadata"] = wrapped["metadata"].take();
+            unknown.extend(structural::prune(Schema::of(resource), object, "", true));
+            unknown
+        }
+    };
+    Ok(unknown
+        .into_iter()
+        .map(|path| format!("unknown field {path:?}"))
+        .collect())
 }
 
 fn check_kind(resource: &Resource, object: &mut Value) -> Result<(), ApiError> {
