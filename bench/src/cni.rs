@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{netns, print, stats};
+use crate::{interrupt, netns, print, stats};
 
 /// Threads that attach pods at once; a kubelet starts about as many.
 const WORKERS: usize = 8;
@@ -93,6 +93,7 @@ impl fmt::Display for Times {
 
 /// Entry point of the subcommand.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    interrupt::install()?;
     let network = Network::read(args)?;
     let failures = Failures::default();
 
@@ -104,6 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut add = Vec::new();
     let mut del = Vec::new();
     for number in 1..=args.cycles {
+        interrupt::check()?;
         let mut pod = Pod::create(number)?;
         add.extend(failures.note(network.add(&mut pod)));
         del.extend(failures.note(network.del(&mut pod)));
@@ -135,6 +137,7 @@ fn fill(network: &Network, pods: usize, first: usize, failures: &Failures) -> Re
     let worker = || -> Result<Vec<Pod>> {
         let mut made = Vec::new();
         loop {
+            interrupt::check()?;
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= first + pods {
                 return Ok(made);

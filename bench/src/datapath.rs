@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -13,7 +12,7 @@ use serde_json::Value;
 
 use crate::competitor::{Competitor, Path};
 use crate::netns::{self, Place};
-use crate::{place, print};
+use crate::{interrupt, place, print};
 
 /// Port of the server for tests at real-time priority; the next is its datagram sink.
 const EAGER_PORT: u16 = 7000;
@@ -157,12 +156,7 @@ impl Drop for Server {
 }
 
 /// Runs all rounds.
-pub(crate) fn measure(
-    competitors: &[Competitor],
-    rounds: usize,
-    seconds: f64,
-    interrupted: &AtomicBool,
-) -> Result<Vec<Sample>> {
+pub(crate) fn measure(competitors: &[Competitor], rounds: usize, seconds: f64) -> Result<Vec<Sample>> {
     let cpus = place::cpus()?;
     let (Some(&first), Some(&last)) = (cpus.first(), cpus.last()) else {
         bail!("no CPU to run on")
@@ -189,9 +183,7 @@ pub(crate) fn measure(
         for scenario in Scenario::ALL {
             for test in Test::ALL.into_iter().filter(|test| test.fits(scenario)) {
                 for turn in 0..competitors.len() {
-                    if interrupted.load(Ordering::Relaxed) {
-                        bail!("interrupted");
-                    }
+                    interrupt::check()?;
                     let competitor = &competitors[(turn + round) % competitors.len()];
                     let Some(path) = scenario.path(competitor) else {
                         continue;

@@ -7,6 +7,7 @@ mod client;
 mod cni;
 mod competitor;
 mod datapath;
+mod interrupt;
 mod lab;
 mod netns;
 mod offload;

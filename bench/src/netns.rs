@@ -3,8 +3,16 @@
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::interrupt;
+
+/// How often a running command's fate is looked at when a signal may have come.
+const TICK: Duration = Duration::from_millis(50);
 
 /// A way into a network namespace: the words to put before a command line.
 #[derive(Debug, Clone)]
@@ -157,13 +165,34 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     read(command).map(drop)
 }
 
-/// Standard output of a command that has to succeed.
+/// Standard output of a command that has to succeed. A signal to this process ends it, and is an error afterwards.
 pub(crate) fn read(command: &mut Command) -> Result<String> {
-    let output = command
+    let child = command
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .with_context(|| format!("start {}", line(command)))?;
+    let pid = Pid::from_child(&child);
+    let (done, end) = mpsc::channel();
+    std::thread::spawn(move || done.send(child.wait_with_output()));
+    // What cleans up after a signal runs to its end: only what ran when it came is told.
+    let mut told = interrupt::check().is_err();
+    let output = loop {
+        match end.recv_timeout(TICK) {
+            Ok(output) => break output.with_context(|| format!("wait for {}", line(command)))?,
+            Err(RecvTimeoutError::Disconnected) => bail!("lost {}", line(command)),
+            Err(RecvTimeoutError::Timeout) if !told && interrupt::check().is_err() => {
+                let _ = kill_process(pid, Signal::TERM);
+                told = true;
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    };
     if !output.status.success() {
+        if told {
+            interrupt::check()?;
+        }
         bail!(
             "{} ended with {}: {}",
             line(command),

@@ -1,17 +1,14 @@
 //! `weft-bench run`: everything, one after the other, with what can't be measured here named at the end.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::competitor::{self, Competitor};
 use crate::lab::Lab;
 use crate::netns::Underlay;
 use crate::report::{Meta, Report};
-use crate::{datapath, place, plugins, print};
+use crate::{datapath, interrupt, place, plugins, print};
 
 /// Arguments of `weft-bench run`.
 #[derive(Debug, clap::Args)]
@@ -55,11 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the measurements make network namespaces and need root\n  next: cargo xtask bench, as root");
     }
-    // Children of the terminal get the signal too; what they leave is removed when our own guards go out of scope.
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("register a signal handler")?;
-    }
+    interrupt::install()?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("create {}", args.out.display()))?;
     let out = args
         .out
@@ -84,9 +77,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.weft.is_none() {
         report.skipped.push("everything of Weft: no --weft given".into());
     }
-    let wanted = |part: Part| !args.without.contains(&part) && !interrupted.load(Ordering::Relaxed);
+    let wanted = |part: Part| !args.without.contains(&part);
     if wanted(Part::Datapath) {
-        measure_datapath(args, &out, &interrupted, &mut report)?;
+        measure_datapath(args, &out, &mut report)?;
     }
     if wanted(Part::Cni) {
         measure_cni(args, &out, &mut report)?;
@@ -97,14 +90,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         print::note(&format!("{} pods on one node of a lab cluster", args.pods));
         report.weft = Some(Lab::create(weft, &out, "fill", 1)?.footprint(args.pods)?);
     }
-    if interrupted.load(Ordering::Relaxed) {
-        bail!("interrupted");
-    }
+    interrupt::check()?;
     report.meta.load[1] = load_average()?;
     write(&report, &out)
 }
 
-fn measure_datapath(args: &Args, out: &Path, interrupted: &AtomicBool, report: &mut Report) -> Result<()> {
+fn measure_datapath(args: &Args, out: &Path, report: &mut Report) -> Result<()> {
     let underlay = Underlay::create()?;
     let mut competitors: Vec<Competitor> = vec![competitor::node(&underlay)?, competitor::bridge(&underlay)?];
     let lab = args
@@ -119,7 +110,7 @@ fn measure_datapath(args: &Args, out: &Path, interrupted: &AtomicBool, report: &
         .iter()
         .map(|c| (c.name.to_owned(), c.about.clone()))
         .collect();
-    report.samples = datapath::measure(&competitors, args.rounds, args.seconds, interrupted)?;
+    report.samples = datapath::measure(&competitors, args.rounds, args.seconds)?;
     let held: usize = competitors.iter().map(|c| c.namespaces.len()).sum();
     print::note(&format!("removing {held} namespaces"));
     Ok(())
