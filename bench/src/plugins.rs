@@ -1,5 +1,6 @@
 //! The reference plugins `bridge` and `host-local`, to compare with.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -67,6 +68,8 @@ pub(crate) fn measure(
 ) -> Result<Latency> {
     let node = Namespace::create("cni")?;
     let state = scratch.join("host-local");
+    // A run that was interrupted leaves its reservations.
+    forget(&state)?;
     let conf = json!({
         "cniVersion": "1.0.0",
         "name": "bench",
@@ -104,8 +107,15 @@ pub(crate) fn measure(
     ]);
     let answer = netns::read(&mut command).with_context(|| format!("measure the plugins of {BRIDGE}"))?;
     let latency = serde_json::from_str(&answer).context("parse the latencies")?;
-    if state.exists() {
-        std::fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))?;
-    }
+    forget(&state)?;
     Ok(latency)
+}
+
+fn forget(state: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(state) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", state.display()))
+        }
+        _ => Ok(()),
+    }
 }
