@@ -24,6 +24,9 @@ const DEBIAN_PACKAGES: [&str; 8] = [
     "libxml2-dev",
 ];
 
+/// First minor version of Rust whose output the eBPF programs are tested with; `crates/kernel/build.rs` has it too.
+const MINIMUM_MINOR: u32 = 96;
+
 /// LLVM majors that bpf-linker has a feature for. It must not be older than the compiler's own.
 const LLVM_MAJORS: [u32; 3] = [21, 22, 23];
 
@@ -58,11 +61,13 @@ pub(crate) enum Scope {
     Lint,
 }
 
-/// Where the eBPF programs' compiler comes from.
-#[derive(Debug)]
+/// Where the eBPF programs' compiler comes from, as the build of `crates/kernel` chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Toolchain {
-    Debian { version: String },
-    Nightly { name: String, version: String },
+    /// A distribution's compiler under `/usr/bin`, with its library sources.
+    Debian,
+    /// rustup's toolchain of the name `nightly`, with the component rust-src.
+    Nightly,
 }
 
 /// One step that setup would take.
@@ -159,48 +164,81 @@ fn rustc() -> String {
 
 fn ebpf_compiler(dry_run: bool) -> Result<Vec<Step>> {
     const NAME: &str = "eBPF compiler";
-    let found = match installed_toolchain() {
-        Some(Toolchain::Debian { version }) => format!("{version} with its sources (/usr/bin/rustc)"),
-        Some(Toolchain::Nightly { name, version }) => {
-            format!("{version} with rust-src (rustup toolchain {name})")
+    match installed_toolchain() {
+        Some((toolchain, version)) => {
+            term::item(
+                Mark::Good,
+                NAME,
+                format!("{version}, with its sources ({})", toolchain.origin()),
+            );
+            Ok(Vec::new())
         }
         None => {
-            term::item(
-                Mark::Bad,
-                NAME,
-                "missing: a rustc that can build core for bpfel-unknown-none",
+            let what = format!(
+                "missing: a rustc 1.{MINIMUM_MINOR} or newer that can build core for bpfel-unknown-none"
             );
-            return install_toolchain(dry_run);
+            term::item(Mark::Bad, NAME, what);
+            install_toolchain(dry_run)
         }
-    };
-    term::item(Mark::Good, NAME, found);
-    Ok(Vec::new())
+    }
 }
 
-/// The toolchain that the build would take: Debian's, else a rustup nightly that has `rust-src`.
-fn installed_toolchain() -> Option<Toolchain> {
-    let debian = || {
-        has_library_sources(&exec::read(exec::command("/usr/bin/rustc").args(["--print", "sysroot"])).ok()?)?;
-        Path::new("/usr/bin/cargo").exists().then_some(())?;
-        let version = exec::read(exec::command("/usr/bin/rustc").arg("--version")).ok()?;
-        Some(Toolchain::Debian { version })
-    };
-    debian().or_else(installed_nightly)
+/// The toolchain that the build would take, and its version.
+fn installed_toolchain() -> Option<(Toolchain, String)> {
+    [Toolchain::Debian, Toolchain::Nightly]
+        .into_iter()
+        .find_map(|toolchain| Some((toolchain, toolchain.usable_version()?)))
 }
 
-fn installed_nightly() -> Option<Toolchain> {
-    let list = exec::read(rustup()?.args(["toolchain", "list"])).ok()?;
-    list.lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .filter(|name| name.starts_with("nightly"))
-        .find_map(|name| {
-            let run = |args: &[&str]| exec::read(rustup()?.args(["run", name, "rustc"]).args(args)).ok();
-            has_library_sources(&run(&["--print", "sysroot"])?)?;
-            Some(Toolchain::Nightly {
-                name: name.to_owned(),
-                version: run(&["--version"])?,
-            })
+// === impl Toolchain ===
+
+impl Toolchain {
+    fn origin(self) -> &'static str {
+        match self {
+            Self::Debian => "/usr/bin/rustc",
+            Self::Nightly => "rustup's nightly",
+        }
+    }
+
+    fn rustc(self, arguments: &[&str]) -> Option<String> {
+        let mut command = match self {
+            Self::Debian => exec::command("/usr/bin/rustc"),
+            Self::Nightly => rustup()?,
+        };
+        if self == Self::Nightly {
+            command.args(["run", "nightly", "rustc"]);
+        }
+        exec::read(command.args(arguments)).ok()
+    }
+
+    /// Its version, if it is new enough and has the sources of `core`.
+    fn usable_version(self) -> Option<String> {
+        if self == Self::Debian && !Path::new("/usr/bin/cargo").exists() {
+            return None;
+        }
+        let version = self.rustc(&["--version"])?;
+        let minor: u32 = version
+            .strip_prefix("rustc 1.")?
+            .split('.')
+            .next()?
+            .parse()
+            .ok()?;
+        let core = Path::new(&self.rustc(&["--print", "sysroot"])?)
+            .join("lib/rustlib/src/rust/library/core/src/lib.rs");
+        (minor >= MINIMUM_MINOR && core.exists()).then_some(version)
+    }
+
+    /// The LLVM that it carries.
+    fn llvm_major(self) -> Option<u32> {
+        let text = self.rustc(&["-vV"])?;
+        text.lines().find_map(|line| {
+            line.strip_prefix("LLVM version: ")?
+                .split('.')
+                .next()?
+                .parse()
+                .ok()
         })
+    }
 }
 
 fn rustup() -> Option<Command> {
@@ -209,14 +247,6 @@ fn rustup() -> Option<Command> {
     // Inside cargo this names the running toolchain and would win over `rustup run`'s argument for children.
     command.env_remove("RUSTUP_TOOLCHAIN");
     Some(command)
-}
-
-/// `Some` if the toolchain under `sysroot` carries the sources of `core`.
-fn has_library_sources(sysroot: &str) -> Option<()> {
-    Path::new(sysroot)
-        .join("lib/rustlib/src/rust/library/core/src/lib.rs")
-        .exists()
-        .then_some(())
 }
 
 fn install_toolchain(dry_run: bool) -> Result<Vec<Step>> {
@@ -298,8 +328,8 @@ fn bpf_linker() -> Vec<Step> {
     }
     term::item(Mark::Bad, NAME, "missing: links the eBPF programs");
     let mut steps = Vec::new();
-    let toolchain = installed_toolchain();
-    if !matches!(toolchain, Some(Toolchain::Nightly { .. })) && host::has_apt() {
+    let toolchain = installed_toolchain().map(|(toolchain, _)| toolchain);
+    if toolchain != Some(Toolchain::Nightly) && host::has_apt() {
         let missing = missing_packages();
         // While the compiler's packages are still to come, the step that brings them brings LLVM too.
         if toolchain.is_some() && !missing.is_empty() {
@@ -320,7 +350,9 @@ fn bpf_linker() -> Vec<Step> {
         });
         return steps;
     }
-    let wanted = toolchain.as_ref().and_then(llvm_major).unwrap_or(LLVM_MAJORS[0]);
+    let wanted = toolchain
+        .and_then(Toolchain::llvm_major)
+        .unwrap_or(LLVM_MAJORS[0]);
     match installed_llvm(wanted) {
         Some((major, prefix)) => steps.push(build_linker(major, &prefix)),
         None => steps.push(Step::ByHand(format!(
@@ -350,26 +382,6 @@ fn build_linker(major: u32, prefix: &Path) -> Step {
         command: Box::new(command),
         needs_root: false,
     }
-}
-
-/// The LLVM that a compiler carries.
-fn llvm_major(toolchain: &Toolchain) -> Option<u32> {
-    let mut command = match toolchain {
-        Toolchain::Debian { .. } => exec::command("/usr/bin/rustc"),
-        Toolchain::Nightly { name, .. } => {
-            let mut command = rustup()?;
-            command.args(["run", name, "rustc"]);
-            command
-        }
-    };
-    let text = exec::read(command.arg("-vV")).ok()?;
-    text.lines().find_map(|line| {
-        line.strip_prefix("LLVM version: ")?
-            .split('.')
-            .next()?
-            .parse()
-            .ok()
-    })
 }
 
 /// The oldest LLVM with development files that is not older than `wanted`.
