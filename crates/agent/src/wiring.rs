@@ -571,3 +571,7 @@ mod tests {
         assert_eq!(attachment.host_mac().to_string(), "0e:57:0a:f4:01:07");
     }
 }
+
+#[cfg(test)]
+#[path = "wiring_tests.rs"]
+mod in_namespaces;

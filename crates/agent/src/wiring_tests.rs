@@ -1,0 +1,348 @@
+//! The node's and the pods' part of the kernel, in namespaces. Everything goes away with the test, also when it fails.
+
+use super::*;
+use crate::desired::{Desired, Prefix};
+use crate::metrics::{Metrics, Totals};
+use crate::node::{NodeNet, OVERLAY, Settings};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+use tempfile::TempDir;
+use weft_kernel::bpf::Options;
+use weft_kernel::mount;
+
+const NODE: Ipv4Addr = Ipv4Addr::new(10, 224, 0, 4);
+const MTU: u32 = 1450;
+
+struct Bpffs(TempDir);
+
+/// A node whose network is in order.
+struct Node {
+    net: NodeNet,
+    wiring: Wiring,
+    desired: Desired,
+}
+
+impl Bpffs {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        mount::bpffs(dir.path()).unwrap();
+        Self(dir)
+    }
+
+    fn pins(&self) -> PathBuf {
+        self.0.path().join("weft")
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        let _ = mount::unmount(self.0.path());
+    }
+}
+
+/// Runs `test` on a thread in a node's namespace that has an uplink with the node's address.
+fn on_a_node(test: impl FnOnce(Node) + Send) {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: making network namespaces and loading eBPF programs needs root");
+        return;
+    }
+    let bpffs = Bpffs::new();
+    let (node, beyond) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    node.run(|| {
+        let mut rtnl = Rtnl::open().unwrap();
+        rtnl.set_up("lo", true).unwrap();
+        rtnl.create_veth(
+            &LinkSpec {
+                up: true,
+                ..LinkSpec::new("eth0")
+            },
+            &LinkSpec {
+                up: true,
+                netns: Some(&beyond),
+                ..LinkSpec::new("eth0")
+            },
+        )
+        .unwrap();
+        let eth0 = rtnl.link_index("eth0").unwrap();
+        let net: ipnet::Ipv4Net = "10.224.0.4/16".parse().unwrap();
+        rtnl.add_address(&Address::new(eth0, net)).unwrap();
+
+        let datapath = Arc::new(Mutex::new(Datapath::load(&Options::new(bpffs.pins())).unwrap()));
+        let metrics = Arc::new(Metrics::new("n1", Totals::default));
+        let settings = Settings {
+            uplink: None,
+            vxlan_port: 8472,
+        };
+        let mut net = NodeNet::new(settings, Arc::clone(&datapath), metrics).unwrap();
+        let desired = desired();
+        assert_eq!(net.reconcile(&desired).unwrap(), MTU);
+        test(Node {
+            net,
+            wiring: Wiring::new(datapath).unwrap(),
+            desired,
+        });
+    })
+    .unwrap();
+}
+
+fn desired() -> Desired {
+    let underlay = Ipv4Addr::new(10, 224, 0, 5);
+    Desired {
+        address: NODE,
+        addresses: vec![NODE],
+        blocks: vec!["10.244.0.0/24".parse().unwrap()],
+        pod_cidrs: ["10.244.0.0/16".parse().unwrap()].into(),
+        non_masquerade: [].into(),
+        prefixes: [
+            ("10.224.0.4/32".parse().unwrap(), Prefix::SelfNode),
+            ("10.224.0.5/32".parse().unwrap(), Prefix::RemoteNode { underlay }),
+            ("10.244.0.0/16".parse().unwrap(), Prefix::Pool),
+            ("10.244.0.0/24".parse().unwrap(), Prefix::LocalBlock),
+            ("10.244.1.0/24".parse().unwrap(), Prefix::RemoteBlock { underlay }),
+        ]
+        .into(),
+        nodes: [underlay].into(),
+    }
+}
+
+fn pod(last: u8) -> (Attachment, NetNs) {
+    let key = AttachmentKey::new(format!("{last:064x}"), "eth0").unwrap();
+    (
+        Attachment {
+            key,
+            address: Ipv4Addr::new(10, 244, 0, last),
+        },
+        NetNs::create().unwrap(),
+    )
+}
+
+fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Sends a datagram from one namespace to an address in another and returns whether it came.
+fn delivers(from: &NetNs, to: &NetNs, address: Ipv4Addr) -> bool {
+    let receiver = to.run(|| UdpSocket::bind((address, 7)).unwrap()).unwrap();
+    receiver
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
+    let sender = from.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    sender.send_to(b"weft", SocketAddr::from((address, 7))).is_ok()
+        && receiver
+            .recv_from(&mut [0; 8])
+            .is_ok_and(|(length, _)| length == 4)
+}
+
+fn words(differences: &[Difference]) -> Vec<&str> {
+    differences
+        .iter()
+        .map(|difference| difference.0.as_str())
+        .collect()
+}
+
+#[test]
+fn two_pods_and_their_node_reach_each_other() {
+    on_a_node(|node| {
+        let here = NetNs::current().unwrap();
+        let ((a, a_ns), (b, b_ns)) = (pod(0), pod(255));
+        for (attachment, netns) in [(&a, &a_ns), (&b, &b_ns)] {
+            node.wiring.attach(attachment, netns, MTU).unwrap();
+            assert_eq!(
+                words(&node.wiring.check(attachment, netns, MTU).unwrap()),
+                [""; 0]
+            );
+        }
+        assert!(delivers(&a_ns, &b_ns, b.address), "pod to pod");
+        assert!(delivers(&b_ns, &a_ns, a.address), "pod to pod, the other way");
+        assert!(delivers(&here, &a_ns, a.address), "node to pod");
+        assert!(delivers(&a_ns, &here, NODE), "pod to node");
+        node.wiring.detach(&a).unwrap();
+        assert_eq!(node.wiring.attached().unwrap(), vec![b.key.clone()]);
+        node.wiring.detach(&b).unwrap();
+        node.wiring.detach(&b).unwrap();
+        assert!(
+            !output("ip", &["-br", "link"]).contains("weft00"),
+            "{}",
+            output("ip", &["-br", "link"])
+        );
+    });
+}
+
+#[test]
+fn attach_refuses_an_interface_that_is_there_and_leaves_it_alone() {
+    on_a_node(|node| {
+        let (a, netns) = pod(1);
+        let mut inside = Rtnl::open_in(&netns).unwrap();
+        inside.create_bridge(&LinkSpec::new("eth0")).unwrap();
+        let refused = node.wiring.attach(&a, &netns, MTU).unwrap_err();
+        assert!(
+            matches!(&refused, WiringError::InterfaceExists { name } if name == "eth0"),
+            "{refused}"
+        );
+        assert_eq!(inside.get_link("eth0").unwrap().kind.as_deref(), Some("bridge"));
+        assert_eq!(node.wiring.attached().unwrap(), vec![]);
+    });
+}
+
+#[test]
+fn attach_replaces_what_an_interrupted_one_left() {
+    on_a_node(|node| {
+        let ((a, first), (_, second)) = (pod(1), pod(1));
+        node.wiring.attach(&a, &first, MTU).unwrap();
+        node.wiring.attach(&a, &second, MTU).unwrap();
+        assert_eq!(words(&node.wiring.check(&a, &second, MTU).unwrap()), [""; 0]);
+    });
+}
+
+#[test]
+fn detach_never_touches_an_interface_of_somebody_else() {
+    on_a_node(|node| {
+        let (a, _) = pod(1);
+        let mut rtnl = Rtnl::open().unwrap();
+        rtnl.create_bridge(&LinkSpec::new(&a.host_name())).unwrap();
+        let refused = node.wiring.detach(&a).unwrap_err();
+        assert!(matches!(refused, WiringError::HostNameTaken { .. }), "{refused}");
+        assert!(rtnl.link(&a.host_name()).unwrap().is_some());
+    });
+}
+
+#[test]
+fn check_names_whatever_is_missing_or_changed() {
+    on_a_node(|node| {
+        let (a, netns) = pod(1);
+        let host = a.host_name();
+        let in_pod = |change: &dyn Fn(Rtnl) -> Result<bool, weft_kernel::Error>| {
+            assert!(
+                change(Rtnl::open_in(&netns).unwrap()).unwrap(),
+                "the fault changed nothing"
+            );
+        };
+        let faults: [(&str, &dyn Fn()); 9] = [
+            ("is missing in the pod", &|| {
+                in_pod(&|mut pod| pod.rename("eth0", "eth9"))
+            }),
+            ("eth0 is down in the pod", &|| {
+                in_pod(&|mut pod| pod.set_up("eth0", false))
+            }),
+            ("has another MAC address", &|| {
+                in_pod(&|mut pod| pod.set_mac("eth0", Mac([2, 0, 0, 0, 0, 9])))
+            }),
+            ("does not have 10.244.0.1", &|| {
+                in_pod(&|mut pod| {
+                    let eth0 = pod.link_index("eth0")?;
+                    pod.delete_address(&a.pod_address(eth0))
+                });
+            }),
+            ("default route via 169.254.1.1 dev eth0 is missing", &|| {
+                netns
+                    .run(|| drop(output("ip", &["route", "del", "default"])))
+                    .unwrap();
+            }),
+            ("permanent neighbour 169.254.1.1 of eth0 is missing", &|| {
+                netns
+                    .run(|| {
+                        drop(output(
+                            "ip",
+                            &["neigh", "flush", "dev", "eth0", "nud", "permanent"],
+                        ))
+                    })
+                    .unwrap();
+            }),
+            ("is missing on the node", &|| {
+                drop(output("ip", &["route", "del", "10.244.0.1"]))
+            }),
+            ("the datapath has another entry for 10.244.0.1", &|| {
+                lock(&node.wiring.datapath).endpoints().remove(&a.ip()).unwrap();
+            }),
+            ("program from_pod is not attached", &|| {
+                let index = Rtnl::open().unwrap().link_index(&host).unwrap();
+                lock(&node.wiring.datapath).detach(index).unwrap();
+            }),
+        ];
+        for (expected, fault) in faults {
+            node.wiring.attach(&a, &netns, MTU).unwrap();
+            fault();
+            let found = node.wiring.check(&a, &netns, MTU).unwrap();
+            assert!(
+                words(&found).iter().any(|found| found.contains(expected)),
+                "{expected}: {:?}",
+                words(&found)
+            );
+            node.wiring.detach(&a).unwrap();
+        }
+    });
+}
+
+#[test]
+fn repair_puts_right_what_others_changed_and_says_how_much() {
+    on_a_node(|mut node| {
+        let (a, netns) = pod(1);
+        node.wiring.attach(&a, &netns, MTU).unwrap();
+        let held = [a.clone()];
+        node.wiring.repair(&held, MTU).unwrap();
+        assert_eq!(node.wiring.repair(&held, MTU).unwrap(), 0, "nothing is wrong yet");
+
+        let host = a.host_name();
+        output("ip", &["route", "del", "10.244.0.1"]);
+        output("ip", &["neigh", "del", "10.244.0.1", "dev", &host]);
+        lock(&node.wiring.datapath).endpoints().remove(&a.ip()).unwrap();
+        let index = Rtnl::open().unwrap().link_index(&host).unwrap();
+        lock(&node.wiring.datapath).detach(index).unwrap();
+        assert_eq!(node.wiring.repair(&held, MTU).unwrap(), 4);
+        assert_eq!(words(&node.wiring.check(&a, &netns, MTU).unwrap()), [""; 0]);
+
+        for fault in [
+            &["link", "set", OVERLAY, "down"][..],
+            &["link", "del", OVERLAY],
+            &["addr", "flush", "dev", OVERLAY],
+            &["route", "del", "10.244.0.0/16"],
+            &["route", "del", "unreachable", "10.244.0.0/24"],
+            &["link", "set", OVERLAY, "mtu", "1400"],
+        ] {
+            output("ip", fault);
+            assert_eq!(node.net.reconcile(&node.desired).unwrap(), MTU);
+            let state = output("ip", &["-o", "addr", "show", "dev", OVERLAY]);
+            assert!(state.contains("10.224.0.4/32"), "{fault:?}: {state}");
+            let link = output("ip", &["-o", "link", "show", OVERLAY]);
+            assert!(
+                link.contains("mtu 1450") && link.contains(",UP"),
+                "{fault:?}: {link}"
+            );
+            let routes = output("ip", &["route"]);
+            assert!(routes.contains("10.244.0.0/16 dev weft0"), "{fault:?}: {routes}");
+            assert!(
+                routes.contains("unreachable 10.244.0.0/24"),
+                "{fault:?}: {routes}"
+            );
+        }
+        node.net.reconcile(&node.desired).unwrap();
+        assert!(delivers(&netns, &NetNs::current().unwrap(), NODE));
+    });
+}
+
+#[test]
+fn a_pod_whose_namespace_went_away_leaves_nothing_in_the_datapath() {
+    on_a_node(|node| {
+        let (a, netns) = pod(1);
+        node.wiring.attach(&a, &netns, MTU).unwrap();
+        drop(netns);
+        // The kernel removes a namespace's links some time after its last user left.
+        for _ in 0..200 {
+            if node.wiring.attached().unwrap().is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        assert_eq!(node.wiring.attached().unwrap(), vec![]);
+        node.wiring.detach(&a).unwrap();
+        assert!(lock(&node.wiring.datapath).endpoints().list().unwrap().is_empty());
+    });
+}
