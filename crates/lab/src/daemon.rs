@@ -723,7 +723,7 @@ fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-fn client(api: SocketAddr) -> Result<kube::Client, UserError> {
+pub(crate) fn client(api: SocketAddr) -> Result<kube::Client, UserError> {
     let unusable = |error: &dyn std::fmt::Display| {
         UserError::new(
             codes::API_UNREACHABLE,

@@ -5,11 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod apply;
+pub mod autoscaler;
 pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod controllers;
 mod daemon;
+pub mod exec;
 pub mod faults;
 pub mod kubelet;
 mod machine;

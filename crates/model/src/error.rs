@@ -187,6 +187,8 @@ catalogue! {
         "An address has to lie in a range it does not lie in, such as the DNS service IP in the service CIDR.";
     POOL_TOO_SMALL = 1017, "pod CIDR too small for the nodes",
         "Every node needs at least one block, and the pod CIDR holds fewer blocks than there are nodes to be. Use a larger pod CIDR or smaller blocks.";
+    INCOMPLETE_COMMAND = 1018, "command not understood",
+        "The command line lacks something, or has it in the wrong place. The command named after \"next\" shows how it is written.";
 
     // 11xx: lab
     NO_SUCH_CLUSTER = 1101, "no such lab cluster",

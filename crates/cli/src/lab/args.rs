@@ -1,0 +1,358 @@
+//! Arguments of `weft lab`.
+
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Subcommand};
+
+use crate::args::Output;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LabCommand {
+    /// Make a cluster; flags have the names and meanings of `az aks create`
+    Create(CreateArgs),
+    /// List the clusters of this machine
+    #[command(visible_alias = "ls")]
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show a cluster: nodes, addresses, blocks, pods. Exit code 0 healthy, 1 degraded, 2 unreachable
+    Status {
+        #[command(flatten)]
+        cluster: ClusterArg,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Remove clusters and everything that belongs to them
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Names of the clusters
+        #[arg(value_name = "NAME", required_unless_present = "all")]
+        names: Vec<String>,
+        /// All clusters of this machine
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
+        /// Accepted for `az aks delete`'s sake: there is no question to answer
+        #[arg(long, short, hide = true)]
+        yes: bool,
+    },
+    /// Change the number of nodes
+    Scale {
+        #[command(flatten)]
+        cluster: ClusterArg,
+        /// How many nodes there shall be
+        #[arg(long, short = 'c', value_name = "N")]
+        node_count: u32,
+    },
+    /// Print the path of a cluster's kubeconfig
+    #[command(after_help = "Example: KUBECONFIG=$(weft lab kubeconfig blue) kubectl get pods -A -o wide")]
+    Kubeconfig {
+        #[command(flatten)]
+        cluster: ClusterArg,
+    },
+    /// Apply Kubernetes objects from YAML or JSON files
+    Apply {
+        #[command(flatten)]
+        cluster: ClusterArg,
+        /// A file, a directory of .yaml, .yml and .json files, or - for standard input
+        #[arg(long, short, value_name = "FILE|DIR", required = true)]
+        filename: Vec<String>,
+        /// Namespace of objects that name none
+        #[arg(long, short, default_value = "default")]
+        namespace: String,
+    },
+    /// Run a command of this machine in a pod's network namespace
+    Exec {
+        #[command(flatten)]
+        cluster: ClusterArg,
+        /// The pod: [NAMESPACE/]NAME, or deploy/NAME and the like for one of its pods
+        #[arg(value_name = "[NAMESPACE/]POD")]
+        pod: String,
+        /// Namespace of the pod, where its name has none
+        #[arg(long, short, value_name = "NAMESPACE")]
+        namespace: Option<String>,
+        /// The command and its arguments
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+    /// Run a command of this machine in a node's network namespace
+    NodeExec {
+        #[command(flatten)]
+        cluster: ClusterArg,
+        /// The node
+        node: String,
+        /// The command and its arguments
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+    /// Run a command of this machine on a host of the VNet that is no node ("the VM next door")
+    VnetExec {
+        #[command(flatten)]
+        cluster: ClusterArg,
+        /// Where in the VNet
+        #[arg(long, value_enum, default_value_t)]
+        on: VnetPlace,
+        /// The command and its arguments
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+    /// The connectivity suite: every check named, with the value it measured. Exit code 0 only if all pass
+    Check {
+        #[command(flatten)]
+        cluster: ClusterArg,
+        /// Run only checks whose name contains this text; may be given several times
+        #[arg(long, value_name = "TEXT")]
+        test: Vec<String>,
+        /// List the checks and run none
+        #[arg(long)]
+        list: bool,
+        /// Leave the probe pods for a look
+        #[arg(long)]
+        keep: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Break something on purpose
+    Fault {
+        #[command(flatten)]
+        cluster: ClusterArg,
+        /// What to break; `list` describes all kinds
+        kind: String,
+        /// On which nodes; all, where none is named
+        nodes: Vec<String>,
+        /// Mend it after this time, such as 10s or 2m; where absent it stays broken until `--clear`
+        #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
+        duration: Option<Duration>,
+        /// Percentage for loss, bytes for mtu
+        #[arg(long, value_name = "NUMBER")]
+        value: Option<u32>,
+        /// Mend what an earlier fault of this kind broke
+        #[arg(long, conflicts_with = "duration")]
+        clear: bool,
+    },
+    /// Serve one cluster; started by `create`
+    #[command(hide = true)]
+    Daemon { name: String },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClusterArg {
+    /// Name of the cluster
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Where in the virtual network a command runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum VnetPlace {
+    /// The host that is no node.
+    #[default]
+    Host,
+    /// Beyond the VNet's router.
+    Internet,
+    /// The switch and router itself.
+    Switch,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Name of the cluster: a DNS label
+    #[arg(value_name = "NAME", required_unless_present = "name_flag")]
+    pub name: Option<String>,
+    /// The same, as `az aks create` has it
+    #[arg(
+        long = "name",
+        short = 'n',
+        value_name = "NAME",
+        conflicts_with = "name",
+        hide = true
+    )]
+    pub name_flag: Option<String>,
+    /// Number of nodes
+    #[arg(long, short = 'c', value_name = "N", default_value_t = 2)]
+    pub node_count: u32,
+    /// Range that pods get their addresses from; other clusters may use the same
+    #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
+    pub pod_cidr: String,
+    /// Prefix length of the block of pod addresses a node gets at a time, 20 to 30
+    #[arg(long, value_name = "LENGTH", default_value_t = 24)]
+    pub block_size: u8,
+    /// Largest number of pods on a node, 10 to 250
+    #[arg(long, short = 'm', value_name = "N", default_value_t = 250)]
+    pub max_pods: u32,
+    /// Virtual network of the nodes; clusters that name the same one share it [default: the cluster's own]
+    #[arg(long, value_name = "NAME")]
+    pub vnet: Option<String>,
+    /// The nodes' subnet in the virtual network [default: 10.224.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub vnet_subnet_prefix: Option<String>,
+    /// Range of the Services' virtual addresses
+    #[arg(long, value_name = "CIDR", default_value = "10.0.0.0/16")]
+    pub service_cidr: String,
+    /// Address of the cluster's DNS Service [default: the tenth of the service CIDR]
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns_service_ip: Option<String>,
+    /// Let the number of nodes follow the pods
+    #[arg(long)]
+    pub enable_cluster_autoscaler: bool,
+    /// Fewest nodes the autoscaler leaves
+    #[arg(long, value_name = "N")]
+    pub min_count: Option<u32>,
+    /// Most nodes the autoscaler makes
+    #[arg(long, value_name = "N")]
+    pub max_count: Option<u32>,
+    /// Network plugin; the lab's is Weft, in the place of azure
+    #[arg(long, value_name = "PLUGIN", value_parser = ["azure", "none"])]
+    pub network_plugin: Option<String>,
+    /// Mode of the network plugin
+    #[arg(long, value_name = "MODE", value_parser = ["overlay"])]
+    pub network_plugin_mode: Option<String>,
+    /// Resource ID of a subnet; the VNet's name in it is taken for --vnet
+    #[arg(long, value_name = "ID", conflicts_with = "vnet")]
+    pub vnet_subnet_id: Option<String>,
+    #[command(flatten)]
+    pub azure: AzureFlags,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Flags of `az aks create` that do not concern the network, as they were given.
+#[derive(Debug, Default)]
+pub(crate) struct AzureFlags {
+    /// Their names, without dashes.
+    pub given: Vec<&'static str>,
+}
+
+/// Flags of `az aks create` that take values and mean nothing in a lab.
+const AZURE_VALUES: &[&str] = &[
+    "aad-admin-group-object-ids",
+    "aad-tenant-id",
+    "admin-username",
+    "aks-custom-headers",
+    "api-server-authorized-ip-ranges",
+    "assign-identity",
+    "assign-kubelet-identity",
+    "attach-acr",
+    "auto-upgrade-channel",
+    "client-secret",
+    "cluster-autoscaler-profile",
+    "dns-name-prefix",
+    "edge-zone",
+    "enable-addons",
+    "fqdn-subdomain",
+    "kubelet-config",
+    "kubernetes-version",
+    "linux-os-config",
+    "load-balancer-sku",
+    "location",
+    "node-osdisk-size",
+    "node-osdisk-type",
+    "node-os-upgrade-channel",
+    "node-resource-group",
+    "node-vm-size",
+    "nodepool-labels",
+    "nodepool-name",
+    "nodepool-tags",
+    "nodepool-taints",
+    "os-sku",
+    "pod-identity",
+    "resource-group",
+    "service-principal",
+    "snapshot-id",
+    "ssh-key-value",
+    "subscription",
+    "tags",
+    "tier",
+    "vm-set-type",
+    "workspace-resource-id",
+    "zones",
+];
+
+/// The same for flags without a value.
+const AZURE_SWITCHES: &[&str] = &[
+    "disable-local-accounts",
+    "disable-rbac",
+    "enable-aad",
+    "enable-azure-rbac",
+    "enable-defender",
+    "enable-encryption-at-host",
+    "enable-fips-image",
+    "enable-keda",
+    "enable-managed-identity",
+    "enable-oidc-issuer",
+    "enable-private-cluster",
+    "enable-secret-rotation",
+    "enable-ultra-ssd",
+    "enable-vpa",
+    "enable-workload-identity",
+    "generate-ssh-keys",
+    "no-ssh-key",
+    "no-wait",
+    "only-show-errors",
+    "yes",
+];
+
+// === impl AzureFlags ===
+
+impl Args for AzureFlags {
+    fn augment_args(command: Command) -> Command {
+        let values = AZURE_VALUES.iter().map(|name| {
+            let arg = Arg::new(*name)
+                .long(*name)
+                .hide(true)
+                .num_args(1..)
+                .action(ArgAction::Append);
+            match *name {
+                "resource-group" => arg.short('g'),
+                "location" => arg.short('l'),
+                "kubernetes-version" => arg.short('k'),
+                "node-vm-size" => arg.short('s'),
+                _ => arg,
+            }
+        });
+        let switches = AZURE_SWITCHES
+            .iter()
+            .map(|name| Arg::new(*name).long(*name).hide(true).action(ArgAction::SetTrue));
+        command.args(values).args(switches)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for AzureFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let values = AZURE_VALUES.iter().filter(|name| matches.contains_id(name));
+        let switches = AZURE_SWITCHES.iter().filter(|name| matches.get_flag(name));
+        self.given = values.chain(switches).copied().collect();
+        Ok(())
+    }
+}
+
+/// Reads `10s`, `1500ms`, `2m`, or a bare number of seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "expected a time such as 10s, 500ms or 2m".to_owned())?;
+    match &text[digits.len()..] {
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "ms" => Ok(Duration::from_millis(number)),
+        "m" => Ok(Duration::from_secs(number * 60)),
+        unit => Err(format!("unknown unit {unit:?}: expected ms, s or m")),
+    }
+}
