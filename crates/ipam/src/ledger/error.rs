@@ -127,6 +127,12 @@ pub enum LedgerError {
 
 impl From<LedgerError> for UserError {
     fn from(error: LedgerError) -> UserError {
+        (&error).into()
+    }
+}
+
+impl From<&LedgerError> for UserError {
+    fn from(error: &LedgerError) -> UserError {
         let message = error.to_string();
         let (code, next) = match error {
             LedgerError::Io { path, .. } | LedgerError::Write { path, .. } => {
