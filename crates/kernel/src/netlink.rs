@@ -40,6 +40,9 @@ const DUMP_ATTEMPTS: usize = 16;
 /// The type of a received message and what follows its header.
 pub(crate) type Reply = (u16, Vec<u8>);
 
+/// Sequence number of a request and what came of it.
+pub(crate) type Answer = (u32, Result<(), Cause>);
+
 /// A netlink socket bound to the namespace it was opened in.
 pub(crate) struct Netlink {
     socket: Socket,
@@ -130,7 +133,7 @@ impl Netlink {
     /// Sends ready bytes, which hold any number of messages, and reads all
     /// answers. netlink works on requests within `sendmsg`, so that every
     /// answer there will be is queued when it returns.
-    pub(crate) fn batch(&mut self, bytes: &[u8]) -> Result<Vec<Result<u32, (u32, Cause)>>, Cause> {
+    pub(crate) fn batch(&mut self, bytes: &[u8]) -> Result<Vec<Answer>, Cause> {
         self.send(bytes)?;
         let mut answers = Vec::new();
         loop {
@@ -141,12 +144,7 @@ impl Netlink {
             }
             for (header, payload) in Messages::new(&self.buffer) {
                 if header.kind == NLMSG_ERROR {
-                    let answer = acknowledge(header, payload);
-                    answers.push(
-                        answer
-                            .map(|()| header.sequence)
-                            .map_err(|cause| (header.sequence, cause)),
-                    );
+                    answers.push((header.sequence, acknowledge(header, payload)));
                 }
             }
         }
@@ -209,10 +207,16 @@ impl Netlink {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut grown = false;
         loop {
             match self.socket.send_to(bytes, &SocketAddr::new(0, 0), 0) {
                 Ok(sent) if sent == bytes.len() => return Ok(()),
                 Ok(_) => return Err(io::ErrorKind::WriteZero.into()),
+                // A message has to fit into the send buffer as a whole.
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) && !grown => {
+                    rustix::net::sockopt::set_socket_send_buffer_size_force(self.as_fd(), bytes.len())?;
+                    grown = true;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }

@@ -65,10 +65,6 @@ impl Message {
         self
     }
 
-    pub(crate) fn flag(self, kind: u16) -> Self {
-        self.attr(kind, &[])
-    }
-
     pub(crate) fn u8(self, kind: u16, value: u8) -> Self {
         self.attr(kind, &[value])
     }
@@ -99,6 +95,13 @@ impl Message {
         let mut filled = fill(self);
         filled.close(start);
         filled
+    }
+
+    /// Adds flags of the netlink header.
+    pub(crate) fn with_flags(mut self, flags: u16) -> Self {
+        let all = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) | flags;
+        self.bytes[6..8].copy_from_slice(&all.to_ne_bytes());
+        self
     }
 
     /// Applies `fill` if there is a value.

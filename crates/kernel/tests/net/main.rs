@@ -3,5 +3,6 @@
 
 mod links;
 mod netns;
+mod nft;
 mod support;
 mod system;
