@@ -22,6 +22,8 @@ pub(crate) enum Command {
     Lab(Box<LabCommand>),
     /// Run the node agent
     Agent(weft_agent::Args),
+    /// Run the operator
+    Operator(weft_operator::Args),
     /// Explain an error code such as WEFT-1003; without a code, list them all
     Explain {
         /// The code, with or without "WEFT-"

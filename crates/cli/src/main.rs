@@ -45,6 +45,7 @@ fn run(command: Command) -> Result<u8, UserError> {
     match command {
         Command::Lab(command) => lab::run(*command),
         Command::Agent(args) => service(weft_agent::run(args)),
+        Command::Operator(args) => service(weft_operator::run(args)),
         Command::Explain { code } => explain::run(code.as_deref()),
         Command::Completion { shell } => {
             let mut script = Vec::new();

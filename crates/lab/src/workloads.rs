@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use crate::node::{ClusterHandle, NodeHandle};
-use crate::{kubelet, scheduler};
+use crate::{autoscaler, controllers, kubelet, scheduler};
 
 /// Starts what a cluster has once.
 pub(crate) fn start(cluster: &ClusterHandle) {
     tokio::spawn(scheduler::run(cluster.clone()));
+    tokio::spawn(controllers::run(cluster.clone()));
+    tokio::spawn(controllers::run(cluster.clone()));
 }
 
 /// Starts what a node has.
@@ -22,4 +24,6 @@ pub(crate) fn start_node(cluster: &ClusterHandle, node: &Arc<NodeHandle>) {
 }
 
 /// Starts what changes the number of nodes, where the cluster was made with it.
-pub(crate) fn start_autoscaler(_cluster: &ClusterHandle) {}
+pub(crate) fn start_autoscaler(cluster: &ClusterHandle) {
+    tokio::spawn(autoscaler::run(cluster.clone()));
+}
