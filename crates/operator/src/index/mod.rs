@@ -6,7 +6,10 @@
 //! What a node holds is decided here and kept in `held`; the NodeNetwork objects
 //! are where it is written down. A block is a node's from the moment it is
 //! chosen, before the write; it is free again only when the node has been gone
-//! for the grace and no NodeNetwork shows the block any more.
+//! for the grace and no NodeNetwork shows the block any more. The NodeNetwork of
+//! a node that is gone stays for the grace, so that an operator which starts
+//! meanwhile honours it too. Only where another node takes the name does it have
+//! to go at once; then an operator that starts within the grace can't know of it.
 
 mod pools;
 
