@@ -5,6 +5,7 @@
 //! used, so that one `Rtnl` or `Nft` per namespace replaces switching threads.
 
 pub mod bpf;
+pub mod conntrack;
 mod error;
 pub mod mount;
 mod netlink;

@@ -479,3 +479,21 @@ fn changes_made_by_others_are_reported() {
     let end = [Change::Route(refused), Change::RouteGone(refused)];
     assert!(changes.ends_with(&end), "{changes:?}");
 }
+
+#[test]
+fn a_monitor_that_fell_behind_asks_for_everything_anew() {
+    needs_root!();
+    let node = TestNs::new("node");
+    let mut monitor = Monitor::open_in(&node.netns).unwrap();
+    let mut rtnl = node.rtnl();
+    // More than the monitor's buffer holds, at about 1 KiB a message.
+    for number in 0..40_000u32 {
+        let address = std::net::Ipv4Addr::from_bits(0x0af4_0000 + number);
+        rtnl.add_route(&Route::blackhole(IpNet::from(IpAddr::from(address))))
+            .unwrap();
+    }
+    let changes = monitor.try_changes().unwrap();
+    assert!(changes.len() > 1_000, "a burst of that size fits");
+    assert!(changes.contains(&Change::Resync));
+    assert_eq!(rtnl.routes(RouteFilter::own()).unwrap().len(), 40_000);
+}

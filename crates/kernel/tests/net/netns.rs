@@ -1,12 +1,13 @@
 //! Namespaces and programs inside them, compared with `ip netns` and `/proc`.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::needs_root;
 use crate::support::TestNs;
-use weft_kernel::NetNs;
 use weft_kernel::process::{Enter, ProcessId, enter, processes_in};
+use weft_kernel::{NetNs, mount};
 
 #[test]
 fn a_named_namespace_is_the_one_that_ip_netns_knows() {
@@ -75,17 +76,21 @@ fn a_program_with_its_own_sys_sees_the_links_of_its_namespace() {
     let test = TestNs::new("sys");
     let mut command = Command::new("ls");
     command.arg("/sys/class/net");
-    enter(
-        &mut command,
-        &test.netns,
-        Enter {
-            private_sys: true,
-            ..Enter::default()
-        },
-    )
-    .unwrap();
+    let how = Enter {
+        private_sys: true,
+        ..Enter::default()
+    };
+    enter(&mut command, &test.netns, how).unwrap();
     let output = command.output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "lo\n");
+
+    let bpffs = Path::new("/sys/fs/bpf");
+    let outside = mount::is_bpffs(bpffs).unwrap();
+    let mut command = Command::new("stat");
+    command.args(["-f", "-c", "%T", "/sys/fs/bpf"]);
+    enter(&mut command, &test.netns, how).unwrap();
+    let output = command.output().unwrap();
+    assert_eq!(output.stdout == b"bpf_fs\n", outside, "{output:?}");
 }
 
 #[test]

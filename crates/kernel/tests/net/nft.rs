@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use weft_kernel::conntrack::Conntrack;
 use weft_kernel::nft::{
     Action, Base, Chain, ChainKind, Hook, Nft, NftChange, NftMonitor, Rule, Ruleset, Table, WEFT_TABLE,
     WeftNft, weft_table,
@@ -331,6 +332,21 @@ fn the_overlays_outer_packets_are_not_tracked() {
         1,
         "the other datagram is tracked: {tracked}"
     );
+}
+
+#[test]
+fn an_address_that_changes_hands_leaves_no_connection_behind() {
+    needs_root!();
+    let net = Net::new();
+    Nft::open_in(&net.node.netns).unwrap().apply(&ruleset()).unwrap();
+    source_seen((&net.pod, POD), (&net.outside, OUTSIDE));
+    source_seen((&net.outside, OUTSIDE), (&net.pod, POD));
+    source_seen((&net.outside, OUTSIDE), (&net.remote, REMOTE_POD));
+    let mut conntrack = Conntrack::open_in(&net.node.netns).unwrap();
+    assert_eq!(conntrack.delete_address(POD.parse().unwrap()).unwrap(), 2);
+    assert_eq!(conntrack.delete_address(POD.parse().unwrap()).unwrap(), 0);
+    let left = net.node.exec("conntrack -L -p udp");
+    assert!(left.lines().count() == 1 && left.contains(REMOTE_POD), "{left}");
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn a_parameter_is_written_once_and_only_in_its_namespace() {
     sysctl::write(&test.netns, &[(forward.clone(), "0".to_owned())]).unwrap();
     assert_eq!(
         sysctl::write(&test.netns, &wanted).unwrap(),
-        [forward.clone()],
+        std::slice::from_ref(&forward),
         "the range has that value already"
     );
     assert_eq!(sysctl::write(&test.netns, &wanted).unwrap(), []);
