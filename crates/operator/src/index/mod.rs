@@ -360,6 +360,8 @@ impl Index {
                     uid: node.uid.clone(),
                     blocks: held,
                 });
+                // Its condition waits until the blocks are there.
+                continue;
             }
             let shortage = contested.get(&node.uid).or_else(|| shortages.get(&node.uid));
             let (status, reason, message) = match shortage {

@@ -432,8 +432,8 @@ fn a_node_that_is_gone_keeps_its_blocks_from_others_for_the_grace() {
         [
             "delete n1",
             "set n2 10.244.0.0/24",
-            "n2 True Granted: the node has the blocks it asks for",
             "pool default 1/1",
+            "n2 True Granted: the node has the blocks it asks for",
             "set nodes-0 n2=10.244.0.0/24",
         ]
     );
