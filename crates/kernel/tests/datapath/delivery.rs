@@ -5,18 +5,12 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use weft_kernel::bpf::ForwardPath;
 
 use crate::needs_root;
-use crate::support::{Cluster, Counts, tcp_echo, udp_echo};
+use crate::support::{Cluster, Counts, megabyte, tcp_echo, udp_echo};
 
 const PORT: u16 = 7;
 
 fn at(address: Ipv4Addr) -> SocketAddrV4 {
     SocketAddrV4::new(address, PORT)
-}
-
-fn megabyte() -> Vec<u8> {
-    (0..1_000_000_u32)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect()
 }
 
 #[test]
@@ -67,13 +61,7 @@ fn pods_of_two_nodes_talk_past_both_stacks() {
     let each = Counts::default()
         .forward(ForwardPath::PodToOverlay, 1)
         .forward(ForwardPath::OverlayToPod, 1);
-    let moved: Vec<Counts> = cluster
-        .counts()
-        .iter()
-        .zip(&before)
-        .map(|(now, then)| now.since(then))
-        .collect();
-    assert_eq!(moved, [each.clone(), each]);
+    assert_eq!(cluster.since(&before), [each.clone(), each]);
     tcp_echo(
         &one.ns.netns,
         &two.ns.netns,

@@ -2,4 +2,5 @@
 //! They need root; without it each says that it was skipped.
 
 mod delivery;
+mod nat;
 mod support;

@@ -3,16 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use weft_kernel::bpf::{
-    AttachMode, Datapath, DropReason, Endpoint, ForwardPath, NodeConfig, Options, PrefixTarget,
-};
+use weft_kernel::bpf::{Datapath, DropReason, Endpoint, ForwardPath, NodeConfig, Options, PrefixTarget};
 use weft_kernel::process::{Signal, processes_in};
 use weft_kernel::rtnl::{Address, LinkSpec, Neighbour, Route, Rtnl, VxlanSpec};
 use weft_kernel::target::{Target, reconcile};
@@ -187,10 +185,10 @@ impl Drop for Bpffs {
 
 impl Cluster {
     pub(crate) fn new(size: u8) -> Self {
-        Self::attached(size, AttachMode::Auto)
+        Self::with(size, |options| options)
     }
 
-    pub(crate) fn attached(size: u8, attach: AttachMode) -> Self {
+    pub(crate) fn with(size: u8, adapt: impl Fn(Options) -> Options) -> Self {
         let bpffs = Bpffs::new();
         let vnet = TestNs::new("vnet");
         vnet.exec("ip link add br0 type bridge");
@@ -202,10 +200,7 @@ impl Cluster {
             _bpffs: bpffs,
         };
         for number in 0..size {
-            let options = Options {
-                attach,
-                ..Options::new(cluster._bpffs.path.join(format!("node{number}")))
-            };
+            let options = adapt(Options::new(cluster._bpffs.path.join(format!("node{number}"))));
             let node = Node::new(&cluster.vnet, number, options);
             cluster.nodes.push(node);
         }
@@ -234,6 +229,15 @@ impl Cluster {
 
     pub(crate) fn pod(&mut self, node: usize, number: u8) -> Pod {
         self.nodes[node].pod(number)
+    }
+
+    /// What each node counted since `before`.
+    pub(crate) fn since(&self, before: &[Counts]) -> Vec<Counts> {
+        self.counts()
+            .iter()
+            .zip(before)
+            .map(|(now, then)| now.since(then))
+            .collect()
     }
 
     pub(crate) fn counts(&self) -> Vec<Counts> {
@@ -399,6 +403,10 @@ impl Node {
             .unwrap();
         pod.replace_route(&Route::via(Ipv4Net::default(), gateway, eth0))
             .unwrap();
+        // The pod's end coming up activates the node's end later, in the kernel's link watcher; what the node sends
+        // before that is lost.
+        let show = format!("ip -o link show dev {host_name}");
+        while self.ns.exec(&show).contains("qdisc noop ") {}
         Pod {
             ns,
             address,
@@ -426,21 +434,72 @@ impl Node {
         }
     }
 
-    /// Has a NAT rule: `rule` is the body of a prerouting or output chain.
+    /// Translates destinations by `rule`, of packets that arrive and of the node's own; in place of the rule before.
     pub(crate) fn dnat(&self, rule: &str) {
         let rules = format!(
-            "table ip proxy {{
+            "table ip proxy
+             delete table ip proxy
+             table ip proxy {{
                chain prerouting {{
                  type nat hook prerouting priority dstnat;
                  {rule}
                }}
                chain output {{
-                 type nat hook output priority dstnat;
+                 type nat hook output priority -100;
                  {rule}
                }}
              }}"
         );
         self.ns.feed("nft -f -", &rules);
+    }
+
+    /// Translates sources by `rule`.
+    pub(crate) fn snat(&self, rule: &str) {
+        let rules = format!(
+            "table ip proxy_source {{
+               chain postrouting {{
+                 type nat hook postrouting priority srcnat;
+                 {rule}
+               }}
+             }}"
+        );
+        self.ns.feed("nft -f -", &rules);
+    }
+}
+
+/// A UDP client and the server that answers it, one flow for as long as it lives.
+pub(crate) struct Echo {
+    client: UdpSocket,
+    server: UdpSocket,
+}
+
+// === impl Echo ===
+
+impl Echo {
+    pub(crate) fn start(client: &NetNs, server: &NetNs, listen: SocketAddrV4, to: SocketAddrV4) -> Self {
+        let server = sockets::udp_socket(server, listen.into()).unwrap();
+        let client = sockets::udp_socket(client, (Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+        for socket in [&server, &client] {
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        }
+        // Connected, so that only an answer from where the request went counts.
+        client.connect(to).unwrap();
+        Self { client, server }
+    }
+
+    pub(crate) fn round_trip(&self) {
+        const REQUEST: &[u8] = b"still there?";
+        self.client.send(REQUEST).unwrap();
+        let mut buffer = [0; 64];
+        loop {
+            let (length, peer) = self.server.recv_from(&mut buffer).unwrap();
+            if buffer[..length] == *REQUEST {
+                self.server.send_to(REQUEST, peer).unwrap();
+                break;
+            }
+        }
+        let length = self.client.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], REQUEST);
     }
 }
 
@@ -464,6 +523,13 @@ impl Counts {
         self.forwards.insert(path, packets);
         self
     }
+}
+
+/// A megabyte in which no part looks like another.
+pub(crate) fn megabyte() -> Vec<u8> {
+    (0..1_000_000_u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect()
 }
 
 /// Sends `request` bytes over TCP and gets them back. Returns the address that the server saw.
