@@ -107,7 +107,8 @@ pub(crate) fn answer(core: &Core, route: &Route, headers: &HeaderMap) -> Result<
             paths.extend(["/healthz", "/livez", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
             json!({ "paths": paths })
         }
-        Route::OpenApiV2 | Route::OpenApiV3(_) | Route::Target(_) => return Err(ApiError::no_such_path()),
+        Route::OpenApiV3(path) => return crate::openapi::answer(&catalog, path.as_deref()),
+        Route::OpenApiV2 | Route::Target(_) => return Err(ApiError::no_such_path()),
     };
     Ok(json_response(StatusCode::OK, to_bytes(&body)))
 }

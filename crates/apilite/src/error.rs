@@ -124,6 +124,29 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "Conflict", message).about(resource, name)
     }
 
+    /// A conflict on a subresource.
+    pub(crate) fn conflict_on(resource: &str, name: &str, why: &str) -> Self {
+        let message = format!("Operation cannot be fulfilled on {resource} {name:?}: {why}");
+        let mut error = Self::new(StatusCode::CONFLICT, "Conflict", message);
+        error.details = Some(Details {
+            name: name.to_owned(),
+            kind: resource.to_owned(),
+            ..Details::default()
+        });
+        error
+    }
+
+    /// A JSON patch that can't be applied to the object as it is.
+    pub(crate) fn unprocessable_patch(why: &str) -> Self {
+        let mut error = Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "Invalid",
+            format!("the server rejected our request due to an error in our request: {why}"),
+        );
+        error.details = Some(Details::default());
+        error
+    }
+
     pub(crate) fn modified(resource: &Resource, name: &str) -> Self {
         Self::conflict(
             resource,

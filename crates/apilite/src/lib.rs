@@ -20,6 +20,8 @@ mod faults;
 mod housekeeping;
 mod http;
 mod names;
+mod openapi;
+mod ownership;
 mod patch;
 mod quantity;
 mod read;

@@ -2,10 +2,11 @@
 
 use serde_json::Value;
 
-use crate::core::Core;
 use crate::decode::{self, Decoded, Encoding};
 use crate::error::ApiError;
 use crate::registry::{Origin, Resource};
+use crate::schema::Schema;
+use crate::strategic;
 
 #[derive(Debug)]
 pub(crate) enum Patch {
@@ -69,21 +70,27 @@ impl Patch {
     }
 
     /// The patched object. Apply patches aren't for here: they need to know the field managers.
-    pub(crate) fn apply_to(
-        &self,
-        core: &Core,
-        resource: &Resource,
-        current: &Value,
-    ) -> Result<Value, ApiError> {
+    pub(crate) fn apply_to(&self, resource: &Resource, current: &Value) -> Result<Value, ApiError> {
         let mut object = current.clone();
         match self {
-            Self::Json(patch) => json_patch::patch(&mut object, patch).map_err(|error| {
-                let message =
-                    format!("the server rejected our request due to an error in our request: {error}");
-                ApiError::new(http::StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
-            })?,
+            Self::Json(patch) => json_patch::patch(&mut object, patch)
+                .map_err(|error| ApiError::unprocessable_patch(&error.to_string()))?,
             Self::Merge(patch) | Self::Apply(patch) => json_patch::merge(&mut object, &patch.object),
-            Self::Strategic(patch) => crate::strategic::merge(core, resource, &mut object, &patch.object)?,
+            Self::Strategic(patch) => strategic::merge(Schema::of(resource), &mut object, &patch.object)
+                .map_err(|error| ApiError::unprocessable_patch(&error))?,
+        }
+        Ok(object)
+    }
+
+    /// The patched value where no schema applies (Scale).
+    pub(crate) fn apply_plainly(&self, current: &Value) -> Result<Value, ApiError> {
+        let mut object = current.clone();
+        match self {
+            Self::Json(patch) => json_patch::patch(&mut object, patch)
+                .map_err(|error| ApiError::unprocessable_patch(&error.to_string()))?,
+            Self::Merge(patch) | Self::Strategic(patch) | Self::Apply(patch) => {
+                json_patch::merge(&mut object, &patch.object);
+            }
         }
         Ok(object)
     }

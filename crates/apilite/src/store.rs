@@ -33,6 +33,8 @@ pub(crate) struct Stored {
     /// Values of [`selectable::fields`], in its order.
     pub(crate) fields: Box<[Box<str>]>,
     pub(crate) owners: Box<[Box<str>]>,
+    /// It has a deletion timestamp.
+    pub(crate) terminating: bool,
     pub(crate) json: Bytes,
 }
 
@@ -153,6 +155,7 @@ impl Stored {
             owners: owners
                 .filter_map(|owner| owner["uid"].as_str().map(Into::into))
                 .collect(),
+            terminating: metadata["deletionTimestamp"].is_string(),
             json: serde_json::to_vec(object).expect("a Value serializes").into(),
         }
     }
@@ -397,7 +400,12 @@ impl Inner {
     fn record(&mut self, shelf: &Shelf, change: Change, window: usize) {
         self.revision = change.revision;
         self.index_owners(shelf, &change);
-        if change.deleted || !change.after.owners.is_empty() {
+        let owned_anew = change
+            .before
+            .as_ref()
+            .is_none_or(|before| before.owners != change.after.owners)
+            && !change.after.owners.is_empty();
+        if change.deleted || owned_anew || change.after.terminating {
             self.pending.push_back((shelf.clone(), change.clone()));
         }
         let contents = self.contents(shelf);

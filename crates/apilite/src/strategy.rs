@@ -116,8 +116,13 @@ fn select_own_pods(job: &mut Value) {
 /// Takes over from the old object what this endpoint may not change.
 pub(crate) fn carry_over(resource: &Resource, endpoint: Endpoint, new: &mut Value, old: &Value) {
     match endpoint {
-        Endpoint::Main if resource.status => copy(new, old, "status"),
-        Endpoint::Main => {}
+        Endpoint::Main if resource.status => {
+            copy(new, old, "status");
+            if resource.is("", "namespaces") && new["spec"].is_object() {
+                copy(&mut new["spec"], &old["spec"], "finalizers");
+            }
+        }
+        Endpoint::Main | Endpoint::Whole => {}
         Endpoint::Status => {
             let status = new["status"].take();
             let metadata = new["metadata"].take();
@@ -221,7 +226,7 @@ pub(crate) fn validate_update(
 ) -> Vec<FieldError> {
     match (&resource.origin, endpoint) {
         // What status says of built-in types is their controllers' affair.
-        (Origin::BuiltIn(_), Endpoint::Status) => Vec::new(),
+        (Origin::BuiltIn(_), Endpoint::Status | Endpoint::Whole) => Vec::new(),
         (Origin::BuiltIn(_), Endpoint::Main) => validation::update(resource, new, old),
         (Origin::Custom(_), _) => {
             let mut problems = validation::update(resource, new, old);

@@ -45,3 +45,28 @@ pub(crate) fn render(_resource: &Resource, objects: &[Value], options: &TableOpt
         "rows": rows,
     })
 }
+
+/// A label selector (object or plain map) in text form.
+pub(crate) fn selector_text(selector: &Value) -> String {
+    let mut terms: Vec<String> = Vec::new();
+    let labels = match selector.get("matchLabels") {
+        Some(labels) => labels.as_object(),
+        None if selector.get("matchExpressions").is_none() => selector.as_object(),
+        None => None,
+    };
+    for (key, value) in labels.into_iter().flatten() {
+        terms.push(format!("{key}={}", value.as_str().unwrap_or_default()));
+    }
+    for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
+        let key = expression["key"].as_str().unwrap_or_default();
+        let values = expression["values"].as_array().into_iter().flatten();
+        let values: Vec<&str> = values.filter_map(Value::as_str).collect();
+        terms.push(match expression["operator"].as_str() {
+            Some("In") => format!("{key} in ({})", values.join(",")),
+            Some("NotIn") => format!("{key} notin ({})", values.join(",")),
+            Some("DoesNotExist") => format!("!{key}"),
+            _ => key.to_owned(),
+        });
+    }
+    terms.join(",")
+}

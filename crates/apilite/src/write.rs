@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde_json::{Value, json};
 
+use crate::apply;
 use crate::core::Core;
 use crate::decode::Decoded;
 use crate::error::ApiError;
@@ -25,6 +26,8 @@ pub(crate) struct WriteOptions {
     pub(crate) validation: FieldValidation,
     /// Take over fields that other managers own (server-side apply).
     pub(crate) force: bool,
+    /// The client named its field manager.
+    pub(crate) manager_named: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +42,8 @@ pub(crate) enum FieldValidation {
 pub(crate) enum Endpoint {
     Main,
     Status,
+    /// Everything, unchecked: `pods/binding`, `namespaces/finalize`, the server's own upkeep.
+    Whole,
 }
 
 /// What a write left behind.
@@ -63,6 +68,7 @@ impl WriteOptions {
             manager: "apilite".to_owned(),
             validation: FieldValidation::Ignore,
             force: false,
+            manager_named: true,
         }
     }
 
@@ -95,6 +101,7 @@ impl WriteOptions {
             manager: manager.to_owned(),
             validation,
             force: query.flag("force"),
+            manager_named: query.get("fieldManager").is_some(),
         })
     }
 }
@@ -250,6 +257,19 @@ impl Core {
         let resource = &target.resource;
         let name = target.name.as_deref().unwrap_or_default();
         if let Patch::Apply(applied) = patch {
+            if !options.manager_named {
+                return Err(patch_options_error(
+                    "fieldManager: Required value: is required for apply patch",
+                    "FieldValueRequired",
+                    "fieldManager",
+                ));
+            }
+            if applied.object["metadata"]["managedFields"]
+                .as_array()
+                .is_some_and(|entries| !entries.is_empty())
+            {
+                return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+            }
             let mut warnings = Vec::new();
             let mut applied = admit_body(
                 resource,
@@ -275,14 +295,14 @@ impl Core {
                     if endpoint == Endpoint::Status {
                         return Err(ApiError::not_found(resource, name));
                     }
-                    let object = crate::apply::create(self, resource, &applied, options);
+                    let object = apply::create(resource, &applied, options);
                     match self.create_object(target, object, options, warnings.clone()) {
                         Err(error) if error.reason == "AlreadyExists" => continue,
                         done => return done,
                     }
                 }
-                let done = self.rewrite(target, endpoint, options, warnings.clone(), |current| {
-                    crate::apply::merge(self, resource, current, &applied, endpoint, options)
+                let done = self.rewrite_as(target, endpoint, options, warnings.clone(), true, |current| {
+                    apply::merge(resource, current, &applied, endpoint, options)
                 });
                 match done {
                     Err(error) if error.code == StatusCode::NOT_FOUND => {}
@@ -291,9 +311,16 @@ impl Core {
             }
             return Err(ApiError::modified(resource, name));
         }
+        if options.force {
+            return Err(patch_options_error(
+                "force: Forbidden: may not be specified for non-apply patch",
+                "FieldValueForbidden",
+                "force",
+            ));
+        }
         let warnings = std::cell::RefCell::new(Vec::new());
         let written = self.rewrite(target, endpoint, options, Vec::new(), |current| {
-            let object = patch.apply_to(self, resource, current)?;
+            let object = patch.apply_to(resource, current)?;
             let body = Decoded {
                 object,
                 duplicates: patch.duplicates(),
@@ -316,6 +343,18 @@ impl Core {
         endpoint: Endpoint,
         options: &WriteOptions,
         warnings: Vec<String>,
+        change: impl Fn(&Value) -> Result<Value, ApiError>,
+    ) -> Result<Written, ApiError> {
+        self.rewrite_as(target, endpoint, options, warnings, false, change)
+    }
+
+    fn rewrite_as(
+        &self,
+        target: &Target,
+        endpoint: Endpoint,
+        options: &WriteOptions,
+        warnings: Vec<String>,
+        by_apply: bool,
         change: impl Fn(&Value) -> Result<Value, ApiError>,
     ) -> Result<Written, ApiError> {
         let resource = &target.resource;
@@ -346,6 +385,9 @@ impl Core {
             let mut warnings = warnings.clone();
             warnings.extend(strategy::warnings(resource, &new));
             new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
+            if !by_apply {
+                apply::note_update(resource, endpoint, options, &old, &mut new);
+            }
             if strategy::same_but_bookkeeping(&new, &old) {
                 return Ok(Written {
                     object: old,
@@ -501,6 +543,12 @@ fn prune(resource: &Resource, object: &mut Value) -> Result<Vec<String>, ApiErro
         .into_iter()
         .map(|path| format!("unknown field {path:?}"))
         .collect())
+}
+
+fn patch_options_error(what: &str, reason: &'static str, field: &str) -> ApiError {
+    let message = format!("PatchOptions.meta.k8s.io \"\" is invalid: {what}");
+    let cause = what.split_once(": ").map_or(what, |(_, cause)| cause);
+    ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message).with_cause(reason, cause, field)
 }
 
 fn check_kind(resource: &Resource, object: &mut Value) -> Result<(), ApiError> {
