@@ -2,5 +2,9 @@
 //! They need root; without it each says that it was skipped.
 
 mod delivery;
+mod frames;
+mod mtu;
 mod nat;
+mod overlay;
+mod programs;
 mod support;

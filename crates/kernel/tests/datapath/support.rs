@@ -644,6 +644,9 @@ fn connect(vnet: &TestNs, ns: &TestNs, port: &str, address: Ipv4Addr) {
         eth0,
     ))
     .unwrap();
+    // The bridge forwards for a port once the kernel's link watcher has seen both of its ends up.
+    let show = format!("ip -d -o link show dev {port}");
+    while !vnet.exec(&show).contains("state forwarding") {}
 }
 
 fn set<T: Target>(target: &mut T, desired: &BTreeMap<T::Key, T::Value>)
