@@ -32,7 +32,14 @@ pub const VERSION: &str = "v1alpha1";
 
 /// The definitions a cluster needs before Weft can start.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![PodPool::crd(), NodeNetwork::crd(), NodeSlice::crd()]
+    let mut crds = vec![PodPool::crd(), NodeNetwork::crd(), NodeSlice::crd()];
+    for version in crds.iter_mut().flat_map(|crd| &mut crd.spec.versions) {
+        let validation = version.schema.as_mut();
+        if let Some(schema) = validation.and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+            schema::tidy(schema);
+        }
+    }
+    crds
 }
 
 #[cfg(test)]

@@ -56,6 +56,13 @@ fn every_schema_is_structural_and_every_field_is_explained() {
                     || schema.get("x-kubernetes-int-or-string").is_some(),
                 "{path} has no type: {schema}"
             );
+            let format = schema
+                .get("format")
+                .map_or("int32", |format| format.as_str().unwrap());
+            assert!(
+                ["int32", "int64", "date-time"].contains(&format),
+                "{path} has format {format}"
+            );
             let parts: Vec<_> = path.split('.').collect();
             let described = parts.len() == 1 || path.ends_with("[]") || schema.get("description").is_some();
             assert!(described, "{path} has no description: {schema}");

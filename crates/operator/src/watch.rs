@@ -19,7 +19,7 @@ use weft_api::{NodeNetwork, NodeSlice, PodPool};
 use weft_model::{NodeName, UserError};
 
 use crate::index::{Action, Held, Index, Network, Node, Pool, Source};
-use crate::write::{Answer, Writer};
+use crate::write::{Answer, WriteError, Writer};
 
 /// Events that are there at once are planned for once.
 const BURST: usize = 4096;
@@ -126,17 +126,15 @@ impl State {
                 return;
             }
             let answers = self.writer.write(plan.actions).await;
-            let mut failed = false;
+            let mut failed: Vec<(Action, WriteError)> = Vec::new();
             for (action, answer) in answers {
                 match answer {
                     Ok(answer) => self.feed_back(&action, answer),
-                    Err(error) => {
-                        failed = true;
-                        tracing::warn!(?action, %error, "write failed, trying again");
-                    }
+                    Err(error) => failed.push((action, error)),
                 }
             }
-            if failed {
+            if let Some((action, error)) = failed.first() {
+                tracing::warn!(failed = failed.len(), first = ?action, %error, "writes failed, trying again");
                 let retry = Instant::now() + self.retry;
                 self.wake = Some(self.wake.map_or(retry, |wake| wake.min(retry)));
                 self.retry = (self.retry * 2).min(MAX_RETRY);

@@ -1,5 +1,6 @@
 //! Does the index's writes, many at a time, and tells about those that concern people.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
@@ -34,6 +35,8 @@ pub(crate) enum WriteError {
     Api(#[from] kube::Error),
     #[error("no answer within {} s", TIMEOUT.as_secs())]
     Timeout,
+    #[error("not tried, because the API server is away")]
+    Away,
 }
 
 pub(crate) struct Writer {
@@ -59,16 +62,23 @@ impl Writer {
         }
     }
 
-    /// Does all of `actions`, in no order.
+    /// Does all of `actions`, in no order. Once the API server is found to be
+    /// away, the rest is not tried.
     pub(crate) async fn write(&self, actions: Vec<Action>) -> Vec<(Action, Result<Answer, WriteError>)> {
+        let away = AtomicBool::new(false);
         stream::iter(actions)
             .map(async |action| {
+                if away.load(Ordering::Relaxed) {
+                    return (action, Err(WriteError::Away));
+                }
                 let answer = match tokio::time::timeout(TIMEOUT, self.write_one(&action)).await {
                     Ok(answer) => answer.map_err(WriteError::Api),
                     Err(_) => Err(WriteError::Timeout),
                 };
-                if answer.is_ok() {
-                    self.tell(&action).await;
+                match &answer {
+                    Ok(_) => self.tell(&action).await,
+                    Err(WriteError::Api(kube::Error::Api(_))) => {}
+                    Err(_) => away.store(true, Ordering::Relaxed),
                 }
                 (action, answer)
             })
