@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use crate::core::Core;
 use crate::decode::Decoded;
-use crate::read;
 use crate::registry::{Resource, Shelf};
 use crate::remove::{DeleteOptions, FOREGROUND_FINALIZER, ORPHAN_FINALIZER, Propagation};
 use crate::route::Target;
@@ -375,13 +374,6 @@ impl Core {
                 Ok(object)
             },
         );
-    }
-
-    /// An object as its storage version shows it, for callers inside the server.
-    pub(crate) fn read(&self, resource: &Resource, key: &Key) -> Option<Value> {
-        self.store
-            .get(&resource.shelf, key)
-            .map(|stored| read::view_value(resource, &stored))
     }
 }
 

@@ -229,7 +229,7 @@ fn list_response(selection: &Selection, listing: Listing, accept: &Accept) -> Re
     let body = match &accept.shape {
         Shape::Table(options) => {
             let objects: Vec<Value> = objects.collect();
-            let mut table = table::render(resource, &objects, options);
+            let mut table = table::render(resource, &objects, *options);
             table["metadata"] = metadata;
             table
         }
@@ -309,7 +309,7 @@ fn render(target: &Target, status: StatusCode, object: Value, accept: &Accept) -
         Shape::Metadata => read::metadata_only(&object),
         Shape::Table(options) => {
             let revision = object["metadata"]["resourceVersion"].clone();
-            let mut table = table::render(&target.resource, &[object], options);
+            let mut table = table::render(&target.resource, &[object], *options);
             table["metadata"] = json!({ "resourceVersion": revision });
             table
         }
@@ -381,7 +381,11 @@ impl Incoming {
     }
 
     pub(crate) fn accept(&self) -> Result<Accept, ApiError> {
-        Accept::of(&self.headers)
+        let mut accept = Accept::of(&self.headers)?;
+        if let Shape::Table(options) = &mut accept.shape {
+            *options = TableOptions::parse(self.query.get("includeObject"));
+        }
+        Ok(accept)
     }
 
     pub(crate) fn decode(&self) -> Result<decode::Decoded, ApiError> {

@@ -148,14 +148,6 @@ impl FieldSelector {
     pub(crate) fn terms(&self) -> &[FieldTerm] {
         &self.0
     }
-
-    /// The value a field must have, if the selector pins it.
-    pub(crate) fn exact(&self, field: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|term| term.equal && term.field == field)
-            .map(|term| term.value.as_str())
-    }
 }
 
 fn split_unescaped(text: &str) -> Vec<String> {

@@ -247,7 +247,7 @@ impl Watch {
             Shape::Full => object,
             Shape::Metadata => read::metadata_only(&object),
             Shape::Table(options) => {
-                let mut table = table::render(&self.selection.resource, &[object], options);
+                let mut table = table::render(&self.selection.resource, &[object], *options);
                 if std::mem::replace(&mut self.columns_sent, true) {
                     table["columnDefinitions"] = Value::Null;
                 }
