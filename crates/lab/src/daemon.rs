@@ -35,7 +35,7 @@ use crate::{vnet, workloads};
 pub(crate) const LISTENING: &str = "listening";
 
 /// Port of the API in the VNet.
-const API_PORT: u16 = 6443;
+pub(crate) const API_PORT: u16 = 6443;
 
 /// How long a node may take from power-on to Ready.
 const NODE_TIMEOUT: Duration = Duration::from_secs(60);

@@ -7,6 +7,7 @@
 
 pub mod apply;
 pub mod autoscaler;
+pub mod check;
 pub mod cluster;
 pub mod config;
 pub mod control;

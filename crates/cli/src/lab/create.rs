@@ -1,6 +1,5 @@
 //! `weft lab create`.
 
-use tokio::signal::unix::{SignalKind, signal};
 use weft_lab::cluster;
 use weft_lab::config::{ClusterConfig, ClusterRequest};
 use weft_lab::status::ClusterStatus;
@@ -8,6 +7,7 @@ use weft_model::{UserError, codes};
 
 use super::args::CreateArgs;
 use super::show;
+use super::signals::Interruption;
 use super::steps::Steps;
 use crate::args::Output;
 use crate::{OK, out, runtime};
@@ -60,30 +60,14 @@ pub(crate) fn run(args: &CreateArgs) -> Result<u8, UserError> {
 /// Makes the cluster unless a signal comes first.
 async fn create_or_stop(config: ClusterConfig, steps: &mut Steps) -> Result<ClusterStatus, UserError> {
     let name = config.name.clone();
-    let watch = |kind| {
-        signal(kind).map_err(|error| {
-            UserError::new(
-                codes::LAB_STATE,
-                format!("can't watch for signals: {error}"),
-                "try again",
-            )
-        })
-    };
-    let mut interrupt = watch(SignalKind::interrupt())?;
-    let mut terminate = watch(SignalKind::terminate())?;
-    let mut hangup = watch(SignalKind::hangup())?;
-    let signalled = |by: &str| {
-        Err(UserError::new(
+    let mut interruption = Interruption::watch()?;
+    tokio::select! {
+        biased;
+        by = interruption.comes() => Err(UserError::new(
             codes::INTERRUPTED,
             format!("interrupted by {by}; what was made of cluster {name} has been removed"),
             format!("weft lab create {name}"),
-        ))
-    };
-    tokio::select! {
-        biased;
-        _ = interrupt.recv() => signalled("SIGINT"),
-        _ = terminate.recv() => signalled("SIGTERM"),
-        _ = hangup.recv() => signalled("SIGHUP"),
+        )),
         outcome = cluster::create(config, |event| steps.show(&event)) => outcome,
     }
 }

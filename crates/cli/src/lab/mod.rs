@@ -1,15 +1,18 @@
 //! `weft lab`.
 
 pub(crate) mod args;
+mod check;
 mod create;
 mod run;
 mod show;
+mod signals;
 mod steps;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use weft_lab::apply::{self, Change};
+use weft_lab::check::Selection;
 use weft_lab::exec::{self, VnetPlace};
 use weft_lab::faults::{FaultKind, FaultRequest};
 use weft_lab::state::ClusterDir;
@@ -107,7 +110,18 @@ pub(crate) fn run(command: LabCommand) -> Result<u8, UserError> {
             };
             run::replace_with(&exec::vnet_netns(&cluster.name, place)?, &command)
         }
-        LabCommand::Check { .. } => Ok(OK),
+        LabCommand::Check {
+            cluster,
+            test,
+            list,
+            keep,
+            output,
+        } => check::run(
+            &cluster.name,
+            Selection { tests: test, keep },
+            list,
+            output.output,
+        ),
         LabCommand::Fault {
             cluster,
             kind,
