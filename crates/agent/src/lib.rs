@@ -111,7 +111,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     });
 
     let (ledger, recovery) = open_ledger(&args.state_dir)?;
-    let wiring = Wiring::new(Arc::clone(&datapath))?;
+    let wiring = Wiring::new(Arc::clone(&datapath));
     recover(&wiring, &ledger, &recovery);
     let intents = Intents::at(args.state_dir.join("intents"));
     let pods = Arc::new(Pods::new(

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_abi::VXLAN_OVERHEAD;
-use weft_kernel::NetNs;
 use weft_kernel::bpf::{Attachment, Datapath, NodeConfig, PrefixTarget, Program};
 use weft_kernel::nft::{Applied, Nft, Ruleset, WeftNft, weft_table};
 use weft_kernel::rtnl::{Address, Link, Route, RouteFilter, RouteKind, Rtnl, VxlanSpec};
@@ -50,7 +49,6 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct NodeNet {
     settings: Settings,
-    netns: NetNs,
     rtnl: Rtnl,
     nft: Nft,
     rules: Option<Rules>,
@@ -70,10 +68,8 @@ impl NodeNet {
         datapath: Arc<Mutex<Datapath>>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, weft_kernel::Error> {
-        let netns = NetNs::current()?;
         Ok(Self {
             settings,
-            netns,
             rtnl: Rtnl::open()?,
             nft: Nft::open()?,
             rules: None,
@@ -196,9 +192,9 @@ impl NodeNet {
         let mut change = || -> Result<usize, weft_kernel::Error> {
             let mut changed = usize::from(self.rtnl.set_mac(index, overlay_mac())?);
             changed += usize::from(self.rtnl.set_mtu(index, mtu)?);
-            changed += usize::from(loose(&self.netns, OVERLAY)?);
-            changed += sysctl::write(&self.netns, &[(Key::new("net/ipv4/ip_forward")?, "1".into())])?.len();
-            changed += usize::from(without_ipv6(&self.netns, OVERLAY)?);
+            changed += usize::from(loose(OVERLAY)?);
+            changed += sysctl::write_current(&[(Key::new("net/ipv4/ip_forward")?, "1".into())])?.len();
+            changed += usize::from(without_ipv6(OVERLAY)?);
             changed += usize::from(self.rtnl.set_up(index, true)?);
             // A masquerade towards the overlay picks the address of this device, which is then the node's.
             let address = Address::host(index, desired.address);

@@ -72,7 +72,6 @@ pub trait PodKernel: Send + Sync + 'static {
 /// The real kernel.
 #[derive(Debug)]
 pub struct Wiring {
-    node: NetNs,
     datapath: Arc<Mutex<Datapath>>,
     /// Whether the programs of all pods are this agent's.
     adopted: AtomicBool,
@@ -158,14 +157,12 @@ impl fmt::Display for Attachment {
 // === impl Wiring ===
 
 impl Wiring {
-    /// # Errors
-    /// The process' own namespace can't be opened.
-    pub fn new(datapath: Arc<Mutex<Datapath>>) -> Result<Self, weft_kernel::Error> {
-        Ok(Self {
-            node: NetNs::current()?,
+    /// Wires pods to the namespace of the thread that asks for it.
+    pub fn new(datapath: Arc<Mutex<Datapath>>) -> Self {
+        Self {
             datapath,
             adopted: AtomicBool::new(false),
-        })
+        }
     }
 
     fn make(&self, attachment: &Attachment, netns: &NetNs, mtu: u32) -> Result<(), WiringError> {
@@ -218,12 +215,12 @@ impl Wiring {
                 .endpoints()
                 .apply(&attachment.ip(), &attachment.endpoint(host))?;
         }
-        without_ipv6(&self.node, &host_name)?;
-        loose(&self.node, &host_name)?;
+        without_ipv6(&host_name)?;
+        loose(&host_name)?;
         node.set_up(host, true)?;
         let name = attachment.pod_name();
-        without_ipv6(netns, name)?;
         netns.run(|| -> Result<(), weft_kernel::Error> {
+            without_ipv6(name)?;
             let mut pod = Rtnl::open()?;
             let index = pod.link_index(name)?;
             pod.replace_address(&attachment.pod_address(index))?;
@@ -499,11 +496,11 @@ fn owned(link: &Link, attachment: &Attachment) -> Result<(), WiringError> {
     })
 }
 
-/// Keeps IPv6, which the overlay does not carry, from talking on `link`: its router solicitations would only be
+/// Keeps IPv6, which the overlay does not carry, from talking on `link` of the calling thread's namespace: its router solicitations would only be
 /// counted as drops. Returns whether that changed anything; a kernel without IPv6 has nothing to change.
-pub fn without_ipv6(netns: &NetNs, link: &str) -> Result<bool, weft_kernel::Error> {
+pub fn without_ipv6(link: &str) -> Result<bool, weft_kernel::Error> {
     let key = Key::new(format!("net/ipv6/conf/{link}/disable_ipv6"))?;
-    match sysctl::write(netns, &[(key, "1".into())]) {
+    match sysctl::write_current(&[(key, "1".into())]) {
         Err(error) if error.is_not_found() => Ok(false),
         written => Ok(!written?.is_empty()),
     }
@@ -512,8 +509,8 @@ pub fn without_ipv6(netns: &NetNs, link: &str) -> Result<bool, weft_kernel::Erro
 /// Loose reverse-path filtering on `link`, because a packet that the stack translated can come from where its source
 /// is not routed to. The effective value is the larger one of the interface's and `all`'s, so 2 also overrules a
 /// strict `all` (Documentation/networking/ip-sysctl.rst).
-pub fn loose(netns: &NetNs, link: &str) -> Result<bool, weft_kernel::Error> {
-    Ok(!sysctl::write(netns, &[(Key::ipv4_conf(link, "rp_filter")?, "2".into())])?.is_empty())
+pub fn loose(link: &str) -> Result<bool, weft_kernel::Error> {
+    Ok(!sysctl::write_current(&[(Key::ipv4_conf(link, "rp_filter")?, "2".into())])?.is_empty())
 }
 
 pub fn host_name(key: &AttachmentKey) -> String {

@@ -80,7 +80,7 @@ fn on_a_node(test: impl FnOnce(Node) + Send) {
         assert_eq!(net.reconcile(&desired).unwrap(), MTU);
         test(Node {
             net,
-            wiring: Wiring::new(datapath).unwrap(),
+            wiring: Wiring::new(datapath),
             desired,
         });
     })

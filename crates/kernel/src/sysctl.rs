@@ -30,17 +30,23 @@ pub fn read(netns: &NetNs, key: &Key) -> Result<String> {
 /// # Errors
 /// There is no such parameter, or it can't be written; both name it and the value.
 pub fn write(netns: &NetNs, wanted: &[(Key, String)]) -> Result<Vec<Key>> {
-    netns.run(|| {
-        let mut changed = Vec::new();
-        for (key, value) in wanted {
-            let done = write_here(key, value)
-                .map_err(|errno| Error::new("set sysctl", format_args!("{key} to {value:?}"), errno))?;
-            if done {
-                changed.push(key.clone());
-            }
+    netns.run(|| write_current(wanted))?
+}
+
+/// The same in the calling thread's namespace: for code that is inside already, and for the process' own.
+///
+/// # Errors
+/// As for [`write`].
+pub fn write_current(wanted: &[(Key, String)]) -> Result<Vec<Key>> {
+    let mut changed = Vec::new();
+    for (key, value) in wanted {
+        let done = write_here(key, value)
+            .map_err(|errno| Error::new("set sysctl", format_args!("{key} to {value:?}"), errno))?;
+        if done {
+            changed.push(key.clone());
         }
-        Ok(changed)
-    })?
+    }
+    Ok(changed)
 }
 
 // === impl Key ===
