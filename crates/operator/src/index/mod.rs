@@ -160,6 +160,10 @@ impl Index {
 
     /// True if that changes anything; so for all of these.
     pub(crate) fn set_node(&mut self, name: &NodeName, node: Option<Node>) -> bool {
+        if let Some(node) = &node {
+            // However short it is back for, the grace begins anew.
+            self.gone.remove(&node.uid);
+        }
         set(&mut self.nodes, name, node)
     }
 
