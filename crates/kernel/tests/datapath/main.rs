@@ -3,6 +3,7 @@
 
 mod delivery;
 mod frames;
+mod lifecycle;
 mod mtu;
 mod nat;
 mod overlay;

@@ -315,7 +315,7 @@ fn stumps_of_packets_are_dropped() {
     }
     let out = FrameSocket::open(&host.netns, "eth0").unwrap();
     let before = cluster.nodes[0].counts();
-    out.send(&ethernet(Mac([0xff; 6]), Mac([2; 6]), IPV4, &bytes[..19]))
+    out.send(&ethernet(Mac([2; 6]), Mac([4; 6]), IPV4, &bytes[..19]))
         .unwrap();
     assert_eq!(
         moved(&cluster, &before),

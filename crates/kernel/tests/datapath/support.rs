@@ -191,7 +191,14 @@ impl Cluster {
     pub(crate) fn with(size: u8, adapt: impl Fn(Options) -> Options) -> Self {
         let bpffs = Bpffs::new();
         let vnet = TestNs::new("vnet");
+        // Where br_netfilter is loaded, bridges would check IP headers and drop what tests send on purpose.
         vnet.exec("ip link add br0 type bridge");
+        let nf_call = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+        let switched = vnet.netns.run(|| std::fs::write(nf_call, "0")).unwrap();
+        assert!(
+            switched.is_ok() || !std::path::Path::new(nf_call).exists(),
+            "{switched:?}"
+        );
         vnet.exec("ip addr add 172.31.0.254/24 dev br0");
         vnet.exec("ip link set br0 up");
         let mut cluster = Self {
@@ -644,6 +651,7 @@ fn connect(vnet: &TestNs, ns: &TestNs, port: &str, address: Ipv4Addr) {
         eth0,
     ))
     .unwrap();
+    while ns.exec("ip -o link show dev eth0").contains("qdisc noop ") {}
     // The bridge forwards for a port once the kernel's link watcher has seen both of its ends up.
     let show = format!("ip -d -o link show dev {port}");
     while !vnet.exec(&show).contains("state forwarding") {}
