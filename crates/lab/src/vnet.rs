@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use weft_kernel::rtnl::{Address, LinkSpec, Route, Rtnl};
 use weft_kernel::{NetNs, Result};
+use weft_model::Mac;
 
 use crate::state::RootLock;
 
@@ -52,6 +53,10 @@ pub const MTU: u32 = 1500;
 
 /// The switch's bridge.
 const BRIDGE: &str = "vnet";
+
+/// The router's Ethernet address, the one that Azure's has. Left to itself a bridge takes the lowest of its ports',
+/// and machines keep talking to an address that went with a node.
+const GATEWAY_MAC: Mac = Mac([0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc]);
 
 /// The bridge's alias once the network is complete.
 const COMPLETE: &str = "weft lab vnet";
