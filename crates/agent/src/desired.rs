@@ -29,6 +29,8 @@ pub struct Desired {
     pub address: Ipv4Addr,
     /// All addresses of this node, `address` among them.
     pub addresses: Vec<Ipv4Addr>,
+    /// Pods the node may run: no more addresses are of any use to it.
+    pub max_pods: Option<u32>,
     /// Blocks from which this node's pods get addresses.
     pub blocks: Vec<Block>,
     pub pod_cidrs: BTreeSet<Ipv4Net>,

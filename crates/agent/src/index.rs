@@ -28,6 +28,8 @@ pub struct Pool {
 pub struct OwnNode {
     pub uid: NodeUid,
     pub addresses: Vec<Ipv4Addr>,
+    /// Pods the node may run (`status.capacity.pods`), where it says so.
+    pub max_pods: Option<u32>,
 }
 
 /// Blocks the operator gave this node.
@@ -187,6 +189,7 @@ impl Index {
         let desired = Desired {
             address,
             addresses: node.addresses.clone(),
+            max_pods: node.max_pods,
             blocks: own_blocks,
             pod_cidrs,
             non_masquerade,

@@ -34,6 +34,7 @@ fn index() -> Index {
     index.set_node(Some(OwnNode {
         uid: uid("u1"),
         addresses: vec![ip("10.224.0.4")],
+        max_pods: Some(250),
     }));
     index.set_grant(Some(Grant {
         node_uid: uid("u1"),
@@ -75,6 +76,7 @@ fn a_node_without_an_address_desires_nothing() {
     index.set_node(Some(OwnNode {
         uid: uid("u1"),
         addresses: vec![],
+        max_pods: None,
     }));
     assert_eq!(index.desired(), None);
 }
@@ -88,6 +90,7 @@ fn two_nodes_and_a_pool_compile_to_one_value() {
             Desired {
                 address: ip("10.224.0.4"),
                 addresses: vec![ip("10.224.0.4")],
+                max_pods: Some(250),
                 blocks: vec![block("10.244.0.0/24")],
                 pod_cidrs: [net("10.244.0.0/16")].into(),
                 non_masquerade: [].into(),
@@ -112,6 +115,7 @@ fn blocks_given_to_an_earlier_node_of_the_same_name_are_not_used() {
     index.set_node(Some(OwnNode {
         uid: uid("u2"),
         addresses: vec![ip("10.224.0.4")],
+        max_pods: Some(250),
     }));
     let (desired, _) = index.desired().unwrap();
     assert_eq!(desired.blocks, vec![]);

@@ -147,7 +147,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
     let client = client(args.kubeconfig.as_deref()).await?;
     let (view, mut views) = channel::channel(watch::View::default());
-    let (keeper, seen) = (Arc::clone(&pods), views.clone());
+    let (keeper, seen, reported) = (Arc::clone(&pods), views.clone(), views.clone());
     thread::Builder::new()
         .name("keep".into())
         .spawn(move || keep::run(net, &keeper, &seen, &ready, &wakes))?;
@@ -158,6 +158,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         args.node_name.clone(),
         Arc::clone(&pods),
         Arc::clone(&metrics),
+        reported,
         readiness.clone(),
     ));
     serve_metrics(args.metrics_address, metrics, readiness).await;

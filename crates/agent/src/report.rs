@@ -3,6 +3,7 @@
 use crate::metrics::Metrics;
 use crate::node::Readiness;
 use crate::pods::Pods;
+use crate::watch::View;
 use crate::wiring::PodKernel;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -37,6 +38,7 @@ pub async fn run<K: PodKernel>(
     node: NodeName,
     pods: Arc<Pods<K>>,
     metrics: Arc<Metrics>,
+    view: watch::Receiver<View>,
     mut readiness: watch::Receiver<Readiness>,
 ) {
     let api: Api<NodeNetwork> = Api::all(client);
@@ -49,8 +51,13 @@ pub async fn run<K: PodKernel>(
         let reader = Arc::clone(&pods);
         if let Ok(Ok(stats)) = tokio::task::spawn_blocking(move || reader.ledger().stats()).await {
             publish(&metrics, &stats);
+            let max_pods = view
+                .borrow()
+                .desired
+                .as_ref()
+                .and_then(|desired| desired.max_pods);
             let report = Report {
-                wanted: stats.wanted_blocks(None),
+                wanted: stats.wanted_blocks(max_pods),
                 addresses: counts(&stats),
                 readiness: ready,
             };

@@ -227,7 +227,16 @@ fn own_node(name: &str, node: &KubeNode) -> Option<OwnNode> {
         .filter(|address| address.type_ == "InternalIP")
         .filter_map(|address| address.address.parse().ok())
         .collect();
-    Some(OwnNode { uid, addresses })
+    let capacity = node
+        .status
+        .as_ref()
+        .and_then(|status| status.capacity.as_ref()?.get("pods"));
+    let max_pods = capacity.and_then(|pods| pods.0.parse().ok());
+    Some(OwnNode {
+        uid,
+        addresses,
+        max_pods,
+    })
 }
 
 fn grant(name: &str, network: &NodeNetwork) -> Option<Grant> {

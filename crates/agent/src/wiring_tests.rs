@@ -92,6 +92,7 @@ fn desired() -> Desired {
     Desired {
         address: NODE,
         addresses: vec![NODE],
+        max_pods: None,
         blocks: vec!["10.244.0.0/24".parse().unwrap()],
         pod_cidrs: ["10.244.0.0/16".parse().unwrap()].into(),
         non_masquerade: [].into(),
@@ -227,13 +228,13 @@ fn check_names_whatever_is_missing_or_changed() {
         };
         let faults: [(&str, &dyn Fn()); 9] = [
             ("is missing in the pod", &|| {
-                in_pod(&|mut pod| pod.rename("eth0", "eth9"))
+                in_pod(&|mut pod| pod.rename("eth0", "eth9"));
             }),
             ("eth0 is down in the pod", &|| {
-                in_pod(&|mut pod| pod.set_up("eth0", false))
+                in_pod(&|mut pod| pod.set_up("eth0", false));
             }),
             ("has another MAC address", &|| {
-                in_pod(&|mut pod| pod.set_mac("eth0", Mac([2, 0, 0, 0, 0, 9])))
+                in_pod(&|mut pod| pod.set_mac("eth0", Mac([2, 0, 0, 0, 0, 9])));
             }),
             ("does not have 10.244.0.1", &|| {
                 in_pod(&|mut pod| {
@@ -252,12 +253,12 @@ fn check_names_whatever_is_missing_or_changed() {
                         drop(output(
                             "ip",
                             &["neigh", "flush", "dev", "eth0", "nud", "permanent"],
-                        ))
+                        ));
                     })
                     .unwrap();
             }),
             ("is missing on the node", &|| {
-                drop(output("ip", &["route", "del", "10.244.0.1"]))
+                drop(output("ip", &["route", "del", "10.244.0.1"]));
             }),
             ("the datapath has another entry for 10.244.0.1", &|| {
                 lock(&node.wiring.datapath).endpoints().remove(&a.ip()).unwrap();
