@@ -38,3 +38,5 @@ pub const VXLAN_OVERHEAD: u32 = 50;
 
 #[cfg(test)]
 extern crate std;
+#[cfg(test)]
+mod tests;

@@ -240,3 +240,6 @@ fn typed<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str)
         .ok_or_else(|| Error::new("open eBPF map", name, cause::missing()))?;
     M::try_from(map).context("open eBPF map", name)
 }
+
+#[cfg(test)]
+mod tests;
