@@ -20,10 +20,10 @@ use weft_model::{Block, BlockError, NodeUid, NodeUidError};
     status = "NodeNetworkStatus",
     doc = "A NodeNetwork holds the blocks of pod addresses that belong to the Node of the same name, and what the node's agent reports.",
     printcolumn(
-        name = "Blocks",
+        name = "First block",
         type_ = "string",
-        json_path = ".spec.blocks[*].cidr",
-        description = "The node's blocks"
+        json_path = ".spec.blocks[0].cidr",
+        description = "The node's first block"
     ),
     printcolumn(
         name = "Used",

@@ -21,10 +21,10 @@ use weft_model::{Block, BlockError, Node, NodeNameError, NodeUidError};
     no_spec,
     doc = "A NodeSlice lists up to 200 nodes with their underlay addresses and blocks. All slices together are what every agent knows of the other nodes.",
     printcolumn(
-        name = "Nodes",
+        name = "First node",
         type_ = "string",
-        json_path = ".nodes[*].name",
-        description = "The nodes listed"
+        json_path = ".nodes[0].name",
+        description = "The first of the nodes listed"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]

@@ -135,9 +135,8 @@ impl From<&LedgerError> for UserError {
     fn from(error: &LedgerError) -> UserError {
         let message = error.to_string();
         let (code, next) = match error {
-            LedgerError::Io { path, .. } | LedgerError::Write { path, .. } => {
-                (codes::LEDGER_IO, format!("df -h {0}; ls -ld {0}", path.display()))
-            }
+            LedgerError::Io { path, .. } => (codes::LEDGER_IO, format!("ls -ld {}", path.display())),
+            LedgerError::Write { path, .. } => (codes::LEDGER_IO, format!("df -h {}", path.display())),
             LedgerError::Untrusted { path, .. } => (codes::LEDGER_IO, format!("ls -l {}", path.display())),
             LedgerError::InUse { path } => (codes::LEDGER_LOCKED, format!("fuser -v {}", path.display())),
             LedgerError::Damaged { .. } => (codes::LEDGER_CORRUPT, "weft explain WEFT-1306".to_owned()),
