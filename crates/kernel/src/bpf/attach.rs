@@ -21,11 +21,13 @@ const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
 /// How programs are attached to interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
-    /// TCX where the kernel has it (6.6), else filters of a clsact qdisc.
+    /// Where each is best: TCX for the overlay and the uplink, which others may have programs on, too; filters of a
+    /// clsact qdisc for pods' interfaces, where TCX waits for two RCU grace periods under the RTNL lock, about 25 ms of
+    /// every ADD (`tcx_entry_sync`, include/net/tcx.h). Clsact everywhere on kernels without TCX (before 6.6).
     Auto,
-    /// TCX: links that are pinned and replaced atomically.
+    /// TCX everywhere: links that are pinned and replaced atomically.
     Tcx,
-    /// Filters of a clsact qdisc.
+    /// Filters of a clsact qdisc everywhere.
     Clsact,
 }
 
@@ -50,9 +52,18 @@ pub struct Attachment {
 // === impl AttachMode ===
 
 impl AttachMode {
-    pub(super) fn use_tcx(self) -> bool {
+    /// The mode that this kernel can do.
+    pub(super) fn on_this_kernel(self) -> Self {
         match self {
-            Self::Auto => KernelVersion::current().is_ok_and(|version| version >= TCX_SINCE),
+            Self::Auto if KernelVersion::current().is_ok_and(|version| version >= TCX_SINCE) => Self::Auto,
+            Self::Auto => Self::Clsact,
+            chosen => chosen,
+        }
+    }
+
+    fn tcx_for(self, program: Program) -> bool {
+        match self {
+            Self::Auto => !matches!(program, Program::FromPod | Program::ToPod),
             Self::Tcx => true,
             Self::Clsact => false,
         }
@@ -117,7 +128,7 @@ impl Datapath {
     /// The kernel refused.
     pub fn detach(&mut self, ifindex: u32) -> Result<()> {
         for hook in Hook::ALL {
-            if !self.use_tcx {
+            if self.attach != AttachMode::Tcx {
                 filter::remove(ifindex, hook).context("detach eBPF program from interface", ifindex)?;
             }
             remove_file(&self.pins.link(ifindex, hook))?;
@@ -133,7 +144,7 @@ impl Datapath {
     pub fn attached(&mut self) -> Result<BTreeSet<Attachment>> {
         const OPERATION: &str = "list eBPF programs of interface";
         let mut found = BTreeSet::new();
-        if self.use_tcx {
+        if self.attach != AttachMode::Clsact {
             for (ifindex, hook) in self.pins.links()? {
                 let Some(name) = interface::name(ifindex).context(OPERATION, ifindex)? else {
                     continue;
@@ -145,7 +156,8 @@ impl Datapath {
                 let names = running.filter_map(|program| Program::by_name(program.name_as_str()?));
                 found.extend(names.map(|program| Attachment { ifindex, program }));
             }
-        } else {
+        }
+        if self.attach != AttachMode::Tcx {
             for link in Rtnl::open()?.links()? {
                 for hook in Hook::ALL {
                     let program = filter::program(link.index, hook).context(OPERATION, &link.name)?;
@@ -178,9 +190,9 @@ impl Datapath {
         }
         for program in programs {
             let pin = self.pins.link(ifindex, program.hook());
-            let use_tcx = self.use_tcx;
+            let tcx = self.attach.tcx_for(program);
             let classifier = self.program(program)?;
-            let attached = if use_tcx {
+            let attached = if tcx {
                 attach_link(classifier, name, program.hook(), &pin).map_err(Cause::from)
             } else {
                 attach_filter(classifier, ifindex, program)
@@ -227,7 +239,7 @@ fn take_fd(program: &mut SchedClassifier, id: SchedClassifierLinkId) -> Result<F
 }
 
 fn attach_filter(program: &mut SchedClassifier, ifindex: u32, kind: Program) -> Result<(), Cause> {
-    let fd = program.fd().map_err(ProgramError::from)?;
+    let fd = program.fd()?;
     filter::set(ifindex, kind.hook(), kind.name(), fd.as_fd())
 }
 

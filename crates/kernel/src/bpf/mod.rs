@@ -56,7 +56,7 @@ pub struct Options {
 /// The datapath of the network namespace that it is used in.
 pub struct Datapath {
     pins: Pins,
-    use_tcx: bool,
+    attach: AttachMode,
     ebpf: Ebpf,
     config: aya::maps::Array<MapData, Raw<weft_abi::Config>>,
     prefixes: LpmTrie<MapData, Raw<weft_abi::Address>, Raw<weft_abi::Prefix>>,
@@ -126,7 +126,7 @@ impl Datapath {
                 .context(OPERATION, program.name())?;
         }
         Ok(Self {
-            use_tcx: options.attach.use_tcx(),
+            attach: options.attach.on_this_kernel(),
             config: typed(&mut ebpf, names::CONFIG)?,
             prefixes: typed(&mut ebpf, names::PREFIXES)?,
             endpoints_by_ifindex: typed(&mut ebpf, names::ENDPOINTS_BY_IFINDEX)?,
@@ -171,7 +171,7 @@ impl Datapath {
     /// # Errors
     /// A pin could not be removed; the others are.
     pub fn remove(mut self) -> Result<()> {
-        if !self.use_tcx {
+        if self.attach != AttachMode::Tcx {
             self.detach_all_filters()?;
         }
         self.pins.remove()
@@ -186,7 +186,7 @@ impl fmt::Debug for Datapath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Datapath")
             .field("pins", &self.pins)
-            .field("use_tcx", &self.use_tcx)
+            .field("attach", &self.attach)
             .finish_non_exhaustive()
     }
 }
