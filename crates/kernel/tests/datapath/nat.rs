@@ -172,9 +172,13 @@ fn flows_beside_a_translated_one_stay_on_the_fast_path() {
         cluster.nodes[0].datapath.endpoints().with_stack_flows().unwrap(),
         [client.address]
     );
-    assert_eq!(
-        cluster.nodes[1].datapath.endpoints().with_stack_flows().unwrap(),
-        [Ipv4Addr::UNSPECIFIED; 0]
+    assert!(
+        cluster.nodes[1]
+            .datapath
+            .endpoints()
+            .with_stack_flows()
+            .unwrap()
+            .is_empty()
     );
     let before = cluster.counts();
     let to = backend(&server);

@@ -56,7 +56,7 @@ impl Bench {
         Self { cluster, pod, peer }
     }
 
-    fn from_pod(&self, packet: &Ip) -> Vec<u8> {
+    fn sent(&self, packet: &Ip) -> Vec<u8> {
         ethernet(
             self.pod.endpoint.host_mac,
             self.pod.endpoint.mac,
@@ -121,61 +121,61 @@ fn a_pods_packets_are_checked_and_sent_on_their_way() {
         packet
     };
     let rows: Vec<(&str, Vec<u8>, Want)> = vec![
-        ("to a pod of the node", bench.from_pod(&to(peer)), to_peer),
+        ("to a pod of the node", bench.sent(&to(peer)), to_peer),
         (
             "to a pod of another node",
-            bench.from_pod(&to(REMOTE_POD)),
+            bench.sent(&to(REMOTE_POD)),
             to_overlay,
         ),
         (
             "to another node",
-            bench.from_pod(&to(OTHER_NODE)),
+            bench.sent(&to(OTHER_NODE)),
             Want::Redirect(F::PodToOverlay, OVERLAY_MAC, OVERLAY_SOURCE_MAC),
         ),
         (
             "to its own node",
-            bench.from_pod(&to(SELF)),
+            bench.sent(&to(SELF)),
             Want::Pass(F::PodToStack),
         ),
-        ("outside", bench.from_pod(&to(OUTSIDE)), Want::Pass(F::PodToStack)),
+        ("outside", bench.sent(&to(OUTSIDE)), Want::Pass(F::PodToStack)),
         (
             "outside without translation",
-            bench.from_pod(&to(NATIVE)),
+            bench.sent(&to(NATIVE)),
             Want::Pass(F::PodToStack),
         ),
         (
             "to an address of the block that no pod has",
-            bench.from_pod(&to(ABSENT_POD)),
+            bench.sent(&to(ABSENT_POD)),
             Want::Pass(F::PodToStack),
         ),
         (
             "to a block that no node has",
-            bench.from_pod(&to(NOBODYS)),
+            bench.sent(&to(NOBODYS)),
             Want::Drop(D::NoBlock),
         ),
         (
             "with IP options to a pod",
-            bench.from_pod(&to(peer).with_options(10)),
+            bench.sent(&to(peer).with_options(10)),
             Want::Redirect(F::PodToPod, peer_mac, peer_host_mac),
         ),
         (
             "with IP options to another node",
-            bench.from_pod(&to(REMOTE_POD).with_options(3)),
+            bench.sent(&to(REMOTE_POD).with_options(3)),
             Want::Redirect(F::PodToOverlay, OVERLAY_MAC, OVERLAY_SOURCE_MAC),
         ),
         (
             "a first fragment",
-            bench.from_pod(&to(peer).with_fragment(MORE_FRAGMENTS)),
+            bench.sent(&to(peer).with_fragment(MORE_FRAGMENTS)),
             Want::Redirect(F::PodToPod, peer_mac, peer_host_mac),
         ),
         (
             "a later fragment",
-            bench.from_pod(&to(REMOTE_POD).with_fragment(185)),
+            bench.sent(&to(REMOTE_POD).with_fragment(185)),
             Want::Redirect(F::PodToOverlay, OVERLAY_MAC, OVERLAY_SOURCE_MAC),
         ),
         (
             "a later fragment that ends in what would be the ports",
-            bench.from_pod(&Ip {
+            bench.sent(&Ip {
                 payload: vec![0; 2],
                 ..to(peer).with_fragment(185)
             }),
@@ -183,17 +183,17 @@ fn a_pods_packets_are_checked_and_sent_on_their_way() {
         ),
         (
             "from a foreign address",
-            bench.from_pod(&Ip::udp(peer, REMOTE_POD)),
+            bench.sent(&Ip::udp(peer, REMOTE_POD)),
             Want::Drop(D::SpoofedAddress),
         ),
         (
             "from the loopback address",
-            bench.from_pod(&Ip::udp(Ipv4Addr::LOCALHOST, SELF)),
+            bench.sent(&Ip::udp(Ipv4Addr::LOCALHOST, SELF)),
             Want::Drop(D::SpoofedAddress),
         ),
         (
             "from no address",
-            bench.from_pod(&Ip::udp(Ipv4Addr::UNSPECIFIED, peer)),
+            bench.sent(&Ip::udp(Ipv4Addr::UNSPECIFIED, peer)),
             Want::Drop(D::SpoofedAddress),
         ),
         (
@@ -213,42 +213,42 @@ fn a_pods_packets_are_checked_and_sent_on_their_way() {
         ),
         (
             "as a DHCP server",
-            bench.from_pod(&Ip::udp_ports(own, 67, peer, 68)),
+            bench.sent(&Ip::udp_ports(own, 67, peer, 68)),
             Want::Drop(D::DhcpServer),
         ),
         (
             "as a DHCP server behind IP options",
-            bench.from_pod(&Ip::udp_ports(own, 67, peer, 68).with_options(1)),
+            bench.sent(&Ip::udp_ports(own, 67, peer, 68).with_options(1)),
             Want::Drop(D::DhcpServer),
         ),
         (
             "to its node's tunnel port",
-            bench.from_pod(&Ip::udp_ports(own, 9, SELF, VXLAN_PORT)),
+            bench.sent(&Ip::udp_ports(own, 9, SELF, VXLAN_PORT)),
             Want::Drop(D::TunnelPort),
         ),
         (
             "to another node's tunnel port",
-            bench.from_pod(&Ip::udp_ports(own, 9, OTHER_NODE, VXLAN_PORT)),
+            bench.sent(&Ip::udp_ports(own, 9, OTHER_NODE, VXLAN_PORT)),
             Want::Drop(D::TunnelPort),
         ),
         (
             "to a tunnel port in a first fragment",
-            bench.from_pod(&Ip::udp_ports(own, 9, SELF, VXLAN_PORT).with_fragment(MORE_FRAGMENTS)),
+            bench.sent(&Ip::udp_ports(own, 9, SELF, VXLAN_PORT).with_fragment(MORE_FRAGMENTS)),
             Want::Drop(D::TunnelPort),
         ),
         (
             "to the same port of a pod",
-            bench.from_pod(&Ip::udp_ports(own, 9, REMOTE_POD, VXLAN_PORT)),
+            bench.sent(&Ip::udp_ports(own, 9, REMOTE_POD, VXLAN_PORT)),
             Want::Redirect(F::PodToOverlay, OVERLAY_MAC, OVERLAY_SOURCE_MAC),
         ),
         (
             "to the same port outside",
-            bench.from_pod(&Ip::udp_ports(own, 9, OUTSIDE, VXLAN_PORT)),
+            bench.sent(&Ip::udp_ports(own, 9, OUTSIDE, VXLAN_PORT)),
             Want::Pass(F::PodToStack),
         ),
         (
             "to the same TCP port of a node",
-            bench.from_pod(&Ip {
+            bench.sent(&Ip {
                 protocol: TCP,
                 ..Ip::udp_ports(own, 9, SELF, VXLAN_PORT)
             }),
@@ -281,17 +281,17 @@ fn a_pods_packets_are_checked_and_sent_on_their_way() {
         ),
         (
             "full size",
-            bench.from_pod(&to(REMOTE_POD).with_len(POD_MTU as usize)),
+            bench.sent(&to(REMOTE_POD).with_len(POD_MTU as usize)),
             Want::Redirect(F::PodToOverlay, OVERLAY_MAC, OVERLAY_SOURCE_MAC),
         ),
         (
             "a byte too long for the overlay, to a pod",
-            bench.from_pod(&to(REMOTE_POD).with_len(POD_MTU as usize + 1)),
+            bench.sent(&to(REMOTE_POD).with_len(POD_MTU as usize + 1)),
             Want::Pass(F::PodToStack),
         ),
         (
             "a byte too long for the overlay, to a node",
-            bench.from_pod(&to(OTHER_NODE).with_len(POD_MTU as usize + 1)),
+            bench.sent(&to(OTHER_NODE).with_len(POD_MTU as usize + 1)),
             Want::Drop(D::TooBig),
         ),
         (
@@ -329,7 +329,7 @@ fn a_pods_packets_are_checked_and_sent_on_their_way() {
         bench.check(Program::FromPod, ifindex, row, frame, want);
     }
     let overlay = bench.cluster.nodes[0].overlay;
-    let frame = bench.from_pod(&to(peer));
+    let frame = bench.sent(&to(peer));
     bench.check(
         Program::FromPod,
         overlay,
@@ -413,7 +413,7 @@ fn segments_of_a_super_packet_are_measured_not_the_whole() {
     for (row, packet, gso_size, want) in rows {
         let packet = Packet {
             gso_size,
-            ..Packet::new(ifindex, bench.from_pod(&packet))
+            ..Packet::new(ifindex, bench.sent(&packet))
         };
         bench.check_packet(Program::FromPod, row, &packet, want);
     }
