@@ -99,9 +99,7 @@ pub(crate) fn paragraph(text: &str) {
 /// Text on standard output as it is.
 pub(crate) fn raw(text: &[u8]) {
     let mut stdout = io::stdout().lock();
-    if let Err(error) = stdout.write_all(text).and_then(|()| stdout.flush()) {
-        closed(&error);
-    }
+    let _ = stdout.write_all(text).and_then(|()| stdout.flush());
 }
 
 /// A line on standard error.
@@ -215,18 +213,9 @@ fn paint(text: &str, tone: Tone) -> String {
     format!("\u{1b}[{code}m{text}\u{1b}[0m")
 }
 
+/// Whoever read the output may have gone. What was asked for is carried out all the same.
 fn write(to: &mut impl Write, text: &str, end: &str) {
-    if let Err(error) = to
+    let _ = to
         .write_all(text.as_bytes())
-        .and_then(|()| to.write_all(end.as_bytes()))
-    {
-        closed(&error);
-    }
-}
-
-/// Whoever read the output has gone, so there is nobody left to tell.
-fn closed(error: &io::Error) {
-    if error.kind() == io::ErrorKind::BrokenPipe {
-        std::process::exit(0);
-    }
+        .and_then(|()| to.write_all(end.as_bytes()));
 }

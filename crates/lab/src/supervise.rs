@@ -117,15 +117,6 @@ impl Supervised {
         self.set_held(Held::No);
     }
 
-    /// Whether something keeps the process from being started again.
-    pub(crate) fn is_held(&self) -> bool {
-        match *self.shared.held.lock().unwrap_or_else(PoisonError::into_inner) {
-            Held::No => false,
-            Held::Until(end) => end > Instant::now(),
-            Held::UntilReleased => true,
-        }
-    }
-
     /// Sends the process a signal; one that does not run gets none.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         if let Some(id) = self.now().id {

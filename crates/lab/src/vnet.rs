@@ -176,6 +176,7 @@ pub fn ensure(lock: &RootLock, vnet: &str, subnet: Subnet) -> Result<()> {
     let mut rtnl = Rtnl::open_in(&switch)?;
     rtnl.set_up("lo", true)?;
     rtnl.create_bridge(&LinkSpec {
+        mac: Some(GATEWAY_MAC),
         mtu: Some(MTU),
         up: true,
         ..LinkSpec::new(BRIDGE)
@@ -299,6 +300,8 @@ const SWITCH_SYSCTLS: &[(&str, &str)] = &[
 ];
 
 fn plug(switch: &mut Rtnl, port: &str, machine: &NetNs, subnet: Subnet, address: Ipv4Addr) -> Result<()> {
+    // Of a machine that went, the kernel removes the link a moment later; its address is ours by now.
+    switch.delete_link(port)?;
     switch.create_veth(
         &LinkSpec {
             mtu: Some(MTU),

@@ -1,0 +1,8 @@
+//! The `weft` command from outside: what it makes, what it says, and that it leaves nothing behind.
+//!
+//! Most of it needs root; without it each test says that it was skipped.
+
+mod bad_input;
+mod lifecycle;
+mod support;
+mod vnet;
