@@ -1,4 +1,4 @@
-//! Request bodies: JSON or YAML into a tree, with what a strict reader would object to.
+//! Request bodies: JSON, YAML or protobuf into a tree, with what a strict reader would object to.
 
 use std::fmt;
 
@@ -19,9 +19,10 @@ pub(crate) struct Decoded {
 pub(crate) enum Encoding {
     Json,
     Yaml,
+    Protobuf,
 }
 
-pub(crate) const BODY_TYPES: &str = "application/json, application/yaml";
+pub(crate) const BODY_TYPES: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 // === impl Encoding ===
 
@@ -37,12 +38,13 @@ impl Encoding {
         match media {
             "application/json" | "*/*" | "" => Ok(Self::Json),
             "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(Self::Yaml),
+            "application/vnd.kubernetes.protobuf" => Ok(Self::Protobuf),
             _ => Err(ApiError::unsupported_media_type(BODY_TYPES)),
         }
     }
 }
 
-/// Parses a body; `what` names it in messages.
+/// Parses a body.
 pub(crate) fn parse(body: &[u8], encoding: Encoding) -> Result<Decoded, ApiError> {
     match encoding {
         Encoding::Json => {
@@ -61,6 +63,10 @@ pub(crate) fn parse(body: &[u8], encoding: Encoding) -> Result<Decoded, ApiError
             })?;
             Ok(Decoded { object, duplicates })
         }
+        Encoding::Protobuf => Ok(Decoded {
+            object: crate::protobuf::decode(body)?,
+            duplicates: Vec::new(),
+        }),
         Encoding::Yaml => {
             let text = std::str::from_utf8(body)
                 .map_err(|error| ApiError::bad_request(format!("yaml: invalid UTF-8: {error}")))?;

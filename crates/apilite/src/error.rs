@@ -191,6 +191,7 @@ impl ApiError {
         let mut error = Self::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "Invalid",
+            // A leading space where there is no kind, as the real server has it.
             format!("{qualified} {name:?} is invalid: {aggregate}"),
         );
         error.details = Some(Details {
@@ -256,9 +257,11 @@ impl ApiError {
             "metadata": {},
             "status": "Failure",
             "message": self.message,
-            "reason": self.reason,
             "code": self.code.as_u16(),
         });
+        if !self.reason.is_empty() {
+            status["reason"] = self.reason.into();
+        }
         if let Some(details) = &self.details {
             status["details"] = details.to_json();
         }

@@ -23,6 +23,7 @@ mod names;
 mod openapi;
 mod ownership;
 mod patch;
+mod protobuf;
 mod quantity;
 mod read;
 mod registry;

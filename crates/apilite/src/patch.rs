@@ -95,3 +95,12 @@ impl Patch {
         Ok(object)
     }
 }
+
+impl std::fmt::Display for Patch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Json(patch) => patch.fmt(f),
+            Self::Merge(patch) | Self::Strategic(patch) | Self::Apply(patch) => patch.object.fmt(f),
+        }
+    }
+}

@@ -270,16 +270,34 @@ impl Core {
             {
                 return Err(ApiError::bad_request("metadata.managedFields must be nil"));
             }
-            let mut warnings = Vec::new();
-            let mut applied = admit_body(
-                resource,
-                Decoded {
-                    object: applied.object.clone(),
-                    duplicates: applied.duplicates.clone(),
-                },
-                options,
-                &mut warnings,
-            )?;
+            let body = Decoded {
+                object: applied.object.clone(),
+                duplicates: applied.duplicates.clone(),
+            };
+            let (mut applied, complaints) = read_body(resource, body)?;
+            let undeclared: Vec<String> = complaints
+                .iter()
+                .filter_map(|complaint| complaint.strip_prefix("unknown field "))
+                .map(|path| format!(".{}: field not declared in schema", path.trim_matches('"')))
+                .collect();
+            if !undeclared.is_empty() {
+                return Err(ApiError::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "",
+                    format!(
+                        "failed to create typed patch object ({}/{name}; {}, Kind={}): {}",
+                        target.namespace,
+                        resource.api_version(),
+                        resource.kind,
+                        undeclared.join(", ")
+                    ),
+                ));
+            }
+            let warnings: Vec<String> = resource
+                .custom()
+                .and_then(|custom| custom.deprecation_warning.clone())
+                .into_iter()
+                .collect();
             check_namespace(resource, &target.namespace, &mut applied)?;
             match applied["metadata"]["name"].as_str() {
                 None | Some("") => applied["metadata"]["name"] = Value::from(name),
@@ -321,13 +339,26 @@ impl Core {
         let warnings = std::cell::RefCell::new(Vec::new());
         let written = self.rewrite(target, endpoint, options, Vec::new(), |current| {
             let object = patch.apply_to(resource, current)?;
-            let body = Decoded {
-                object,
-                duplicates: patch.duplicates(),
+            let (object, complaints) = read_body(
+                resource,
+                Decoded {
+                    object,
+                    duplicates: patch.duplicates(),
+                },
+            )?;
+            if options.validation == FieldValidation::Strict && !complaints.is_empty() {
+                let problem = crate::error::FieldError::invalid(
+                    "patch",
+                    &Value::from(patch.to_string()),
+                    format!("strict decoding error: {}", complaints.join(", ")),
+                );
+                return Err(ApiError::invalid("", "", "", &[problem]));
+            }
+            *warnings.borrow_mut() = if options.validation == FieldValidation::Warn {
+                complaints
+            } else {
+                Vec::new()
             };
-            let mut found = Vec::new();
-            let object = admit_body(resource, body, options, &mut found)?;
-            *warnings.borrow_mut() = found;
             Ok(object)
         });
         written.map(|mut written| {
@@ -486,6 +517,27 @@ fn admit_body(
     options: &WriteOptions,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
+    let (object, complaints) = read_body(resource, body)?;
+    if options.validation == FieldValidation::Strict && !complaints.is_empty() {
+        let (kind, version) = (&resource.kind, &resource.version);
+        return Err(ApiError::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: strict decoding error: {}",
+            complaints.join(", ")
+        )));
+    }
+    if options.validation == FieldValidation::Warn {
+        warnings.extend(complaints);
+    }
+    warnings.extend(
+        resource
+            .custom()
+            .and_then(|custom| custom.deprecation_warning.clone()),
+    );
+    Ok(object)
+}
+
+/// The object in a body, and what strict validation objects to.
+fn read_body(resource: &Resource, body: Decoded) -> Result<(Value, Vec<String>), ApiError> {
     let Decoded {
         mut object,
         duplicates,
@@ -496,24 +548,7 @@ fn admit_body(
         .map(|path| format!("duplicate field {path:?}"))
         .collect();
     complaints.extend(prune(resource, &mut object)?);
-    if !complaints.is_empty() {
-        match options.validation {
-            FieldValidation::Ignore => {}
-            FieldValidation::Warn => warnings.extend(complaints),
-            FieldValidation::Strict => {
-                let kind = &resource.kind;
-                return Err(ApiError::bad_request(format!(
-                    "{kind} in version {:?} cannot be handled as a {kind}: strict decoding error: {}",
-                    resource.version,
-                    complaints.join(", ")
-                )));
-            }
-        }
-    }
-    if let Some(custom) = resource.custom() {
-        warnings.extend(custom.deprecation_warning.clone());
-    }
-    Ok(object)
+    Ok((object, complaints))
 }
 
 /// Drops undeclared fields; returns what strict validation says of them.
