@@ -129,7 +129,7 @@ fn not_understood(error: &clap::Error) -> u8 {
         | ErrorKind::DisplayVersion
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let text = error.render();
-            let colored = !error.use_stderr() && out::tone("", out::Tone::Strong) != "";
+            let colored = !error.use_stderr() && !out::tone("", out::Tone::Strong).is_empty();
             out::raw(
                 if colored {
                     text.ansi().to_string()

@@ -449,3 +449,58 @@ fn one_line(text: &str) -> String {
         .collect::<Vec<_>>()
         .join("; ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_and_lists_become_objects() {
+        let text = "\
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+# nothing but a comment
+---
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Pod, metadata: {name: a}}
+- {apiVersion: apps/v1, kind: Deployment, metadata: {name: b}}
+";
+        let names: Vec<(String, String)> = parse("shop.yaml", text)
+            .unwrap()
+            .iter()
+            .map(|manifest| (manifest.gvk.kind.clone(), manifest.object.name_any()))
+            .collect();
+        let expected = [("Namespace", "shop"), ("Pod", "a"), ("Deployment", "b")];
+        assert_eq!(
+            names,
+            expected.map(|(kind, name)| (kind.to_owned(), name.to_owned()))
+        );
+    }
+
+    #[test]
+    fn what_does_not_parse_is_named_by_line_and_column() {
+        let error = parse("bad.yaml", "kind: Pod\nmetadata:\n  name: [a\nspec: {}\n").unwrap_err();
+        assert_eq!(error.code(), codes::MALFORMED_YAML);
+        assert!(error.message().starts_with("bad.yaml:4:"), "{}", error.message());
+        assert!(!error.message().contains('\n'));
+    }
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_writes_them() {
+        let read = ["2", "100m", "1.5Gi", "1e3", "2k", "x", ""].map(quantity);
+        let expected = [
+            Some(2.0),
+            Some(0.1),
+            Some(1_610_612_736.0),
+            Some(1000.0),
+            Some(2000.0),
+            None,
+            None,
+        ];
+        assert_eq!(read, expected);
+    }
+}

@@ -369,3 +369,113 @@ fn flag<T, E: Into<UserError>>(name: &str, value: Result<T, E>) -> Result<T, Use
 fn in_flag(name: &str, error: &UserError) -> UserError {
     UserError::new(error.code(), format!("{name}: {}", error.message()), error.next())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> ClusterRequest {
+        ClusterRequest {
+            name: "blue".to_owned(),
+            node_count: 2,
+            pod_cidr: "10.244.0.0/16".to_owned(),
+            block_size: 24,
+            max_pods: 250,
+            vnet: None,
+            vnet_subnet_prefix: None,
+            service_cidr: "10.0.0.0/16".to_owned(),
+            dns_service_ip: None,
+            autoscaler: false,
+            min_count: None,
+            max_count: None,
+        }
+    }
+
+    #[test]
+    fn the_defaults_make_a_cluster_with_a_vnet_of_its_own() {
+        let config = ClusterConfig::check(&request(), |_| None).unwrap();
+        assert_eq!(
+            config,
+            ClusterConfig {
+                name: "blue".to_owned(),
+                node_count: 2,
+                pod_cidr: "10.244.0.0/16".parse().unwrap(),
+                block_size: BlockSize::new(24).unwrap(),
+                max_pods: 250,
+                vnet: "blue".to_owned(),
+                subnet: Subnet::new("10.224.0.0/16".parse().unwrap()).unwrap(),
+                service_cidr: "10.0.0.0/16".parse().unwrap(),
+                dns_service_ip: Ipv4Addr::new(10, 0, 0, 10),
+                autoscaler: None,
+            }
+        );
+    }
+
+    #[test]
+    fn a_vnet_that_exists_brings_its_subnet_along() {
+        let existing = Subnet::new("10.225.0.0/16".parse().unwrap()).unwrap();
+        let shared = ClusterRequest {
+            vnet: Some("hub".to_owned()),
+            ..request()
+        };
+        assert_eq!(
+            ClusterConfig::check(&shared, |_| Some(existing)).unwrap().subnet,
+            existing
+        );
+        let other = ClusterRequest {
+            vnet_subnet_prefix: Some("10.224.0.0/16".to_owned()),
+            ..shared
+        };
+        let error = ClusterConfig::check(&other, |_| Some(existing)).unwrap_err();
+        assert_eq!(error.code(), codes::VNET_MISMATCH);
+    }
+
+    #[test]
+    fn the_autoscaler_bounds_the_number_of_nodes_for_good() {
+        let bounded = ClusterRequest {
+            autoscaler: true,
+            min_count: Some(2),
+            max_count: Some(5),
+            ..request()
+        };
+        let config = ClusterConfig::check(&bounded, |_| None).unwrap();
+        assert_eq!(config.autoscaler, Some(NodeRange { min: 2, max: 5 }));
+        let codes = [1, 2, 5, 6].map(|count| config.check_node_count(count).err().map(|error| error.code()));
+        assert_eq!(
+            codes,
+            [Some(codes::NODE_COUNT), None, None, Some(codes::NODE_COUNT)]
+        );
+    }
+
+    #[test]
+    fn the_pod_cidr_has_a_block_for_every_node_the_autoscaler_may_make() {
+        let small = ClusterRequest {
+            pod_cidr: "10.244.0.0/22".to_owned(),
+            autoscaler: true,
+            min_count: Some(2),
+            max_count: Some(5),
+            ..request()
+        };
+        let error = ClusterConfig::check(&small, |_| None).unwrap_err();
+        assert_eq!(error.code(), codes::POOL_TOO_SMALL);
+        let enough = ClusterRequest {
+            block_size: 25,
+            ..small
+        };
+        assert!(ClusterConfig::check(&enough, |_| None).is_ok());
+    }
+
+    #[test]
+    fn a_wrong_name_is_answered_with_a_right_one() {
+        for (name, suggestion) in [
+            ("Blue Cluster", "blue-cluster"),
+            ("-a-", "a"),
+            ("", "blue"),
+            ("___", "blue"),
+        ] {
+            let error = check_name("cluster", name).unwrap_err();
+            assert_eq!(error.next(), format!("use a name such as {suggestion:?}"));
+            assert!(check_name("cluster", suggestion).is_ok());
+        }
+    }
+}

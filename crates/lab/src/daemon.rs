@@ -17,8 +17,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use weft_api::{PodPool, PodPoolSpec};
 use weft_apilite::ApiServer;
+use weft_kernel::NetNs;
 use weft_kernel::process::ProcessId;
 use weft_model::{UserError, codes};
 
@@ -68,6 +70,8 @@ pub(crate) struct RunningMachine {
     pub(crate) machine: Machine,
     pub(crate) handle: Arc<NodeHandle>,
     pub(crate) agent: Supervised,
+    /// Holds the kubelet's task.
+    kubelet: TaskTracker,
 }
 
 /// The steps of bringing the cluster up, for whoever asks, whenever.
@@ -247,7 +251,7 @@ impl Daemon {
 
         let step = self.progress.begin("Nodes", format!("0/{}", config.node_count));
         self.add_nodes(config.node_count, |ready| {
-            step.detail(format!("{ready}/{}", config.node_count))
+            step.detail(format!("{ready}/{}", config.node_count));
         })
         .await?;
         step.end();
@@ -380,13 +384,23 @@ impl Daemon {
             })
         };
         let (uid, netns) = tokio::try_join!(registered, netns)?;
+        self.boot(machine, uid, netns).await
+    }
+
+    /// Starts what runs on a machine that is switched on, and waits until its node is Ready.
+    async fn boot(
+        self: &Arc<Self>,
+        machine: Machine,
+        uid: String,
+        netns: NetNs,
+    ) -> Result<Arc<NodeHandle>, UserError> {
         let handle = Arc::new(NodeHandle {
             name: machine.node.clone(),
             uid,
             netns_name: machine.netns_name.clone(),
             address: machine.address,
             dir: machine.dir.clone(),
-            max_pods: config.max_pods,
+            max_pods: self.lock_state().config.max_pods,
             stop: self.handle.stop.child_token(),
         });
         let agent = Supervised::start(
@@ -398,6 +412,7 @@ impl Daemon {
             machine,
             handle: Arc::clone(&handle),
             agent: agent.clone(),
+            kubelet: workloads::start_node(&self.handle, &handle),
         });
         self.machines
             .lock()
@@ -405,9 +420,44 @@ impl Daemon {
             .insert(handle.name.clone(), running);
         tokio::spawn(Arc::clone(self).note_agents(handle.name.clone(), agent));
         self.nodes.send_modify(|nodes| nodes.push(Arc::clone(&handle)));
-        workloads::start_node(&self.handle, &handle);
         self.wait_ready(&handle).await?;
         Ok(handle)
+    }
+
+    /// Takes the power from a node and gives it back: processes, links, pins and pods' namespaces are gone, the disk
+    /// and the Node object stay.
+    pub(crate) async fn reboot(self: &Arc<Self>, name: &str) -> Result<(), UserError> {
+        let running = self.machine(name)?;
+        self.switch_off(name).await;
+        self.ready.send_modify(|known| {
+            known.insert(name.to_owned(), Err("it is starting".to_owned()));
+        });
+        let config = self.state().config;
+        let machine = running.machine.clone();
+        let netns = blocking(move || {
+            machine.power_off()?;
+            machine.power_on(&config)
+        })
+        .await?;
+        self.boot(running.machine.clone(), running.handle.uid.clone(), netns)
+            .await
+            .map(drop)
+    }
+
+    /// Ends the processes of a node; it is none of the cluster's running nodes any more.
+    async fn switch_off(&self, name: &str) {
+        let running = self
+            .machines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
+        self.nodes
+            .send_modify(|nodes| nodes.retain(|node| node.name != name));
+        if let Some(running) = running {
+            running.handle.stop.cancel();
+            running.agent.ended().await;
+            running.kubelet.wait().await;
+        }
     }
 
     async fn wait_ready(&self, node: &NodeHandle) -> Result<(), UserError> {
@@ -465,17 +515,7 @@ impl Daemon {
     }
 
     async fn remove_machine(self: &Arc<Self>, name: &str) -> Result<(), UserError> {
-        let running = self
-            .machines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(name);
-        self.nodes
-            .send_modify(|nodes| nodes.retain(|node| node.name != name));
-        if let Some(running) = &running {
-            running.handle.stop.cancel();
-            running.agent.ended().await;
-        }
+        self.switch_off(name).await;
         self.registration().delete(name).await?;
         let state = self.state();
         let machine = Machine::new(&self.dir, state.node(name)?);

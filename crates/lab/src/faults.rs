@@ -1,13 +1,15 @@
 //! Things that break, on purpose.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use weft_kernel::NetNs;
-use weft_kernel::process::Signal;
+use weft_kernel::nft::Nft;
+use weft_kernel::process::{Enter, Signal, enter};
 use weft_kernel::rtnl::Rtnl;
 use weft_model::{UserError, codes};
 
@@ -60,6 +62,9 @@ pub(crate) struct ActiveFaults {
 /// Percentage of packets that [`FaultKind::Loss`] loses where none is given.
 const DEFAULT_LOSS: u32 = 20;
 
+/// The agent's table of nftables.
+const WEFT_TABLE: &str = "weft";
+
 /// MTU in bytes of [`FaultKind::Mtu`] where none is given.
 const DEFAULT_MTU: u32 = 1400;
 
@@ -97,7 +102,7 @@ impl FaultKind {
                 "kill -9 the agent; it is started again at once, or with --for after that time"
             }
             Self::StopAgent => "freeze the agent (SIGSTOP) until --for has passed or --clear",
-            Self::Loss => "lose --value percent (20) of the packets that reach the node",
+            Self::Loss => "lose --value percent (20) of the packets that the node sends",
             Self::Mtu => "give the node's link an MTU of --value (1400) bytes",
             Self::Partition => "cut the node from its VNet",
             Self::FlushNft => "remove all nftables rules of the node, once",
@@ -198,6 +203,7 @@ impl Daemon {
         request: &FaultRequest,
     ) -> Result<String, UserError> {
         let agent = &machine.agent;
+        let name = machine.handle.name.clone();
         let pid = agent.now().id.map_or("none".to_owned(), |id| id.pid.to_string());
         let lasting;
         let text = match request.kind {
@@ -239,9 +245,31 @@ impl Daemon {
                 if !(1..=100).contains(&percent) {
                     return Err(out_of_range("loss", percent, "1 to 100 percent"));
                 }
-                return Err(not_yet(request.kind));
+                self.set_loss(machine, percent).await?;
+                format!("{percent} % of what it sends is lost")
             }
-            FaultKind::FlushNft | FaultKind::RebootNode => return Err(not_yet(request.kind)),
+            FaultKind::FlushNft => {
+                lasting = false;
+                let (netns, node) = (machine.handle.netns_name.clone(), name.clone());
+                let had = blocking(move || {
+                    NetNs::named(&netns)
+                        .and_then(|netns| Nft::open_in(&netns)?.delete_table(WEFT_TABLE))
+                        .map_err(|error| fault_error(&node, &error))
+                })
+                .await?;
+                if had {
+                    "nftables rules removed"
+                } else {
+                    "there were no nftables rules"
+                }
+                .to_owned()
+            }
+            FaultKind::RebootNode => {
+                lasting = false;
+                let began = Instant::now();
+                self.reboot(&name).await?;
+                format!("rebooted, Ready after {:.1} s", began.elapsed().as_secs_f64())
+            }
         };
         if lasting {
             self.faults
@@ -264,7 +292,8 @@ impl Daemon {
                     .await?;
             }
             FaultKind::Mtu => self.set_mtu(machine, vnet::MTU).await?,
-            FaultKind::Loss | FaultKind::FlushNft | FaultKind::RebootNode => {}
+            FaultKind::Loss => self.set_loss(machine, 0).await?,
+            FaultKind::FlushNft | FaultKind::RebootNode => {}
         }
         self.faults.note(&machine.handle.name, kind, None);
         Ok(())
@@ -290,6 +319,49 @@ impl Daemon {
         .await
     }
 
+    /// Loses that share of the packets a node sends, at its port of the switch.
+    ///
+    /// The lab has no rules of its own for this; it asks `nft`, which only this fault needs.
+    async fn set_loss(&self, machine: &RunningMachine, percent: u32) -> Result<(), UserError> {
+        let switch = VnetNames::of(&self.state().config.vnet).switch;
+        let port = vnet::port_name(machine.handle.address);
+        let table = format!("weft_loss_{port}");
+        let mut script = format!("add table netdev {table}\ndelete table netdev {table}\n");
+        if percent > 0 {
+            script += &format!(
+                "add table netdev {table}\n\
+                 add chain netdev {table} ingress {{ type filter hook ingress device {port} priority 0; }}\n\
+                 add rule netdev {table} ingress numgen random mod 100 < {percent} drop\n"
+            );
+        }
+        let node = machine.handle.name.clone();
+        blocking(move || {
+            let failed = |error: &dyn std::fmt::Display| {
+                UserError::new(
+                    codes::NFTABLES,
+                    format!("fault on {node}: nft: {error}"),
+                    "install nftables (apt install nftables)",
+                )
+            };
+            let netns = NetNs::named(&switch).map_err(|error| failed(&error))?;
+            let mut nft = Command::new("nft");
+            nft.arg(script);
+            enter(&mut nft, &netns, Enter::default()).map_err(|error| failed(&error))?;
+            let output = nft.output().map_err(|error| failed(&error))?;
+            if output.status.success() {
+                Ok(())
+            } else {
+                Err(failed(
+                    &String::from_utf8_lossy(&output.stderr)
+                        .lines()
+                        .next()
+                        .unwrap_or_default(),
+                ))
+            }
+        })
+        .await
+    }
+
     /// Sets the MTU of both ends of a node's link, as a smaller network underneath would.
     async fn set_mtu(&self, machine: &RunningMachine, mtu: u32) -> Result<(), UserError> {
         self.change_port(machine, move |rtnl, port| rtnl.set_mtu(port, mtu).map(|_| ()))
@@ -303,14 +375,6 @@ impl Daemon {
         })
         .await
     }
-}
-
-fn not_yet(kind: FaultKind) -> UserError {
-    UserError::new(
-        codes::UNKNOWN_FAULT,
-        format!("fault {} is not available yet", kind.name()),
-        "weft lab fault NAME list",
-    )
 }
 
 fn out_of_range(kind: &str, value: u32, range: &str) -> UserError {

@@ -345,3 +345,41 @@ fn is_complete(names: &VnetNames) -> bool {
     };
     alias().is_ok_and(|bridge| bridge.alias.as_deref() == Some(COMPLETE))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subnet_is_divided_as_azure_does_it() {
+        let subnet = Subnet::new("10.224.0.0/24".parse().unwrap()).unwrap();
+        assert_eq!(subnet.gateway().to_string(), "10.224.0.1");
+        assert_eq!(subnet.host().to_string(), "10.224.0.254");
+        let apis: Vec<_> = subnet.api_addresses().collect();
+        assert_eq!((apis[0].to_string(), apis.len()), ("10.224.0.253".to_owned(), 16));
+        let nodes: Vec<_> = subnet.node_addresses().collect();
+        assert_eq!(nodes.first().unwrap().to_string(), "10.224.0.4");
+        assert_eq!(u32::try_from(nodes.len()).unwrap(), subnet.node_room());
+        assert!(
+            nodes
+                .iter()
+                .all(|node| !apis.contains(node) && *node != subnet.host())
+        );
+    }
+
+    #[test]
+    fn no_cluster_has_a_namespace_of_a_vnet() {
+        let names = VnetNames::of("blue");
+        assert_eq!(
+            names.all(),
+            [
+                "weftvnet-blue.switch",
+                "weftvnet-blue.host",
+                "weftvnet-blue.internet"
+            ]
+        );
+        assert_eq!(VnetNames::vnet_of(&names.internet), Some("blue"));
+        assert_eq!(VnetNames::vnet_of("weft-vnet.node-1"), None);
+        assert!(!names.switch.starts_with(&crate::node::netns_prefix("vnet-blue")));
+    }
+}

@@ -9,7 +9,7 @@ use crate::out::{self, Tone};
 use crate::{DEGRADED, OK, runtime};
 
 /// Runs the connectivity suite, or lists it.
-pub(crate) fn run(name: &str, selection: Selection, list: bool, output: Output) -> Result<u8, UserError> {
+pub(crate) fn run(name: &str, selection: &Selection, list: bool, output: Output) -> Result<u8, UserError> {
     if list {
         let rows = check::catalogue()
             .into_iter()
@@ -33,7 +33,7 @@ pub(crate) fn run(name: &str, selection: Selection, list: bool, output: Output) 
                 format!("interrupted by {by}; the probe pods have been removed"),
                 format!("weft lab check {name}"),
             )),
-            outcome = check::run(name, &selection, on_result) => outcome,
+            outcome = check::run(name, selection, on_result) => outcome,
         };
         if outcome.is_err() && !selection.keep {
             // What made the checks fail may well stand in the way of this too; the first error is the one to show.

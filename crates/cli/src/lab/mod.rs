@@ -66,7 +66,7 @@ pub(crate) fn run(command: LabCommand) -> Result<u8, UserError> {
         LabCommand::Scale { cluster, node_count } => {
             let mut steps = Steps::new();
             let status = runtime()?.block_on(cluster::scale(&cluster.name, node_count, |event| {
-                steps.show(&event)
+                steps.show(&event);
             }))?;
             steps.end();
             show::nodes(&status, Output::Table);
@@ -118,7 +118,7 @@ pub(crate) fn run(command: LabCommand) -> Result<u8, UserError> {
             output,
         } => check::run(
             &cluster.name,
-            Selection { tests: test, keep },
+            &Selection { tests: test, keep },
             list,
             output.output,
         ),

@@ -143,7 +143,11 @@ pub(super) fn bound(socket: &UdpSocket) -> Result<SocketAddrV4, Trouble> {
 }
 
 /// Fails unless both are the same.
-pub(super) fn same<T: PartialEq + std::fmt::Display>(what: &str, seen: T, wanted: T) -> Result<(), Trouble> {
+pub(super) fn same<T: Copy + PartialEq + std::fmt::Display>(
+    what: &str,
+    seen: T,
+    wanted: T,
+) -> Result<(), Trouble> {
     if seen == wanted {
         Ok(())
     } else {
