@@ -237,6 +237,10 @@ mod tests {
 
     use super::*;
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a literal reads best without a borrow"
+    )]
     fn set(extra: Value) -> DaemonSet {
         let mut set = json!({
             "metadata": {"name": "agent", "namespace": "ns", "uid": "s", "generation": 1},
@@ -249,6 +253,10 @@ mod tests {
         serde_json::from_value(set).unwrap()
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a literal reads best without a borrow"
+    )]
     fn node(name: &str, spec: Value) -> Arc<NodeFacts> {
         let node =
             json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "spec": spec});
@@ -339,7 +347,7 @@ mod tests {
         );
         assert_eq!(
             deleted([(&new, false), ("old", true), ("old", true)]),
-            [String::new(); 0]
+            Vec::<String>::new()
         );
         assert_eq!(
             deleted([(&new, true), ("old", false), ("old", true)]),
@@ -347,7 +355,7 @@ mod tests {
         );
         assert_eq!(
             deleted([(&new, true), (&new, true), (&new, true)]),
-            [String::new(); 0]
+            Vec::<String>::new()
         );
     }
 }

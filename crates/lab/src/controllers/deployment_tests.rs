@@ -2,6 +2,10 @@ use serde_json::{Value, json};
 
 use super::*;
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a literal reads best without a borrow"
+)]
 fn deployment(replicas: i32, image: &str, extra: Value) -> Deployment {
     let mut deployment = json!({
         "metadata": {"name": "web", "namespace": "ns", "uid": "d", "generation": 1},

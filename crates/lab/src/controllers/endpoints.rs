@@ -325,6 +325,10 @@ mod tests {
 
     use super::*;
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a literal reads best without a borrow"
+    )]
     fn service(extra: Value) -> Service {
         let mut service = json!({
             "metadata": {"name": "web", "namespace": "ns", "uid": "s"},

@@ -232,6 +232,10 @@ mod tests {
 
     use super::*;
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a literal reads best without a borrow"
+    )]
     fn job(extra: Value) -> Job {
         let mut job = json!({
             "metadata": {"name": "load", "namespace": "ns", "uid": "j"},
@@ -254,7 +258,10 @@ mod tests {
         phases.iter().enumerate().map(pod).collect()
     }
 
-    fn outcome(job: &Job, phases: &[(&str, i32)]) -> (usize, usize, bool) {
+    /// Phase and index of each pod.
+    type Phases = &'static [(&'static str, i32)];
+
+    fn outcome(job: &Job, phases: Phases) -> (usize, usize, bool) {
         let plan = plan(job, &pods(phases), Timestamp::UNIX_EPOCH);
         let complete = plan
             .status
@@ -265,7 +272,7 @@ mod tests {
 
     #[test]
     fn as_many_pods_as_parallelism_allows_and_completions_still_need() {
-        let table: [(Value, &[(&str, i32)], (usize, usize, bool)); 8] = [
+        let table: [(Value, Phases, (usize, usize, bool)); 8] = [
             (json!({}), &[], (1, 0, false)),
             (json!({}), &[("Succeeded", 0)], (0, 0, true)),
             (

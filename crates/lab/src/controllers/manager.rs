@@ -153,10 +153,10 @@ impl Manager {
                 let cache = cache(&mut store);
                 match change {
                     Change::Applied(object) => {
-                        let to_do = targets(&object);
-                        if let Applied::Stored(_) = cache.apply(object) {
-                            concerned.extend(to_do);
-                        }
+                        // Also where the cache has this version: it may be from the answer to a write of our own,
+                        // which nobody was told of.
+                        concerned.extend(targets(&object));
+                        cache.apply(object);
                     }
                     Change::Deleted(object) => {
                         cache.delete(&Entry::key(&object), Entry::uid(&object));

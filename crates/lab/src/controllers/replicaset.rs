@@ -128,6 +128,10 @@ mod tests {
 
     use super::*;
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a literal reads best without a borrow"
+    )]
     fn set(replicas: i32, extra: Value) -> ReplicaSet {
         let mut set = json!({
             "metadata": {"name": "web", "namespace": "ns", "uid": "rs", "generation": 3},

@@ -198,6 +198,10 @@ mod tests {
 
     use super::*;
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a literal reads best without a borrow"
+    )]
     fn set(replicas: i32, extra: Value) -> StatefulSet {
         let mut set = json!({
             "metadata": {"name": "db", "namespace": "ns", "uid": "s", "generation": 1},

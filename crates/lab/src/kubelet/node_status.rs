@@ -157,13 +157,7 @@ async fn keep_lease(context: &Context) {
                     metadata: ObjectMeta {
                         name: Some(name.clone()),
                         namespace: Some(LEASE_NAMESPACE.to_owned()),
-                        owner_references: Some(vec![OwnerReference {
-                            api_version: "v1".to_owned(),
-                            kind: "Node".to_owned(),
-                            name: name.clone(),
-                            uid: context.node.uid.clone(),
-                            ..OwnerReference::default()
-                        }]),
+                        owner_references: owner_of_lease(&context.node),
                         ..ObjectMeta::default()
                     },
                     spec: Some(LeaseSpec {
@@ -182,6 +176,18 @@ async fn keep_lease(context: &Context) {
         }
         tokio::time::sleep(LEASE_PERIOD).await;
     }
+}
+
+/// The Node, so that the lease goes with it.
+fn owner_of_lease(node: &NodeHandle) -> Option<Vec<OwnerReference>> {
+    let owner = OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: node.name.clone(),
+        uid: node.uid.clone(),
+        ..OwnerReference::default()
+    };
+    (!node.uid.is_empty()).then(|| vec![owner])
 }
 
 fn labels(name: &str) -> BTreeMap<String, String> {

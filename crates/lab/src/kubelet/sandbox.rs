@@ -58,10 +58,10 @@ pub(super) struct Store {
 pub(super) enum SandboxError {
     /// containerd's words for a failed ADD.
     #[error("failed to setup network for sandbox {id:?}: {source}")]
-    Setup { id: String, source: CniError },
+    Setup { id: String, source: Box<CniError> },
     /// containerd's words for a failed DEL.
     #[error("failed to destroy network for sandbox {id:?}: {source}")]
-    Destroy { id: String, source: CniError },
+    Destroy { id: String, source: Box<CniError> },
     #[error("failed to create network namespace for sandbox {id:?}: {source}")]
     Namespace { id: String, source: weft_kernel::Error },
     #[error("record of sandbox {}: {source}", path.display())]
@@ -138,7 +138,7 @@ impl Store {
             .await
             .map_err(|source| SandboxError::Setup {
                 id: record.container_id.clone(),
-                source,
+                source: Box::new(source),
             })?;
         Ok(Sandbox {
             record: record.clone(),
@@ -157,7 +157,7 @@ impl Store {
                 .await
                 .map_err(|source| SandboxError::Destroy {
                     id: record.container_id.clone(),
-                    source,
+                    source: Box::new(source),
                 })?;
         }
         self.forget(record)
@@ -190,7 +190,7 @@ impl Store {
                 Ok(Ok(record)) => records.push(record),
                 Ok(Err(_)) => drop(fs::remove_file(&path)),
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "can't read record of a sandbox")
+                    tracing::warn!(path = %path.display(), %error, "can't read record of a sandbox");
                 }
             }
         }

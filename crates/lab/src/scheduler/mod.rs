@@ -38,6 +38,8 @@ struct State {
     pods: Cache<PodFacts>,
     /// Node chosen for a pod whose binding the watch hasn't shown yet, by the pod's UID.
     assumed: HashMap<String, String>,
+    /// Message of the PodScheduled condition last written for a waiting pod, by the pod's UID.
+    told: HashMap<String, String>,
     /// Pods, by UID, whose binding was refused just now.
     refused: HashSet<String>,
     listed: (bool, bool),
@@ -116,12 +118,12 @@ impl Scheduler {
             match change {
                 Change::Applied(pod) => {
                     if pod.node.is_some() {
-                        state.assumed.remove(&pod.uid);
+                        state.forget(&pod.uid);
                     }
                     state.pods.apply(pod);
                 }
                 Change::Deleted(pod) => {
-                    state.assumed.remove(&pod.uid);
+                    state.forget(&pod.uid);
                     state.pods.delete(&pod.key, &pod.uid);
                 }
                 Change::Listed(pods) => {
@@ -133,7 +135,7 @@ impl Scheduler {
                         .map(|pod| pod.uid.clone())
                         .collect();
                     for uid in bound {
-                        state.assumed.remove(&uid);
+                        state.forget(&uid);
                     }
                     state.listed.1 = true;
                 }
@@ -272,8 +274,9 @@ impl State {
                 }
                 Choice::None(why) => {
                     let message = why.to_string();
-                    if pod.unschedulable.as_deref() != Some(&message) {
-                        self.note(&pod, &message);
+                    let told = self.told.get(&pod.uid).or(pod.unschedulable.as_ref());
+                    if told != Some(&message) {
+                        self.told.insert(pod.uid.clone(), message.clone());
                         decisions.push(Decision::Tell(pod, message));
                     }
                 }
@@ -282,12 +285,10 @@ impl State {
         decisions
     }
 
-    /// Remembers the condition that is about to be written, so that it is written once.
-    fn note(&mut self, pod: &PodFacts, message: &str) {
-        let mut noted = pod.clone();
-        noted.unschedulable = Some(message.to_owned());
-        noted.version = pod.version + u64::from(pod.version > 0);
-        self.pods.apply(noted);
+    /// Forgets what was noted of a pod that waits no longer.
+    fn forget(&mut self, uid: &str) {
+        self.assumed.remove(uid);
+        self.told.remove(uid);
     }
 
     fn refuse(&mut self, uid: &str) {
