@@ -311,7 +311,7 @@ async fn a_service_knows_its_ready_pods() {
 async fn answer(cluster: &mut TestCluster, request: ScaleRequest, added: &mut Vec<Arc<NodeHandle>>) {
     match request {
         ScaleRequest::Up { reply } => {
-            let node = cluster.add_node(&format!("more-{}", added.len() + 1), 5).await;
+            let node = cluster.add_node(&format!("node-{}", added.len() + 2), 5).await;
             added.push(Arc::clone(&node));
             let _ = reply.send(Ok(node));
         }
