@@ -11,7 +11,6 @@ use crate::{autoscaler, controllers, kubelet, scheduler};
 pub(crate) fn start(cluster: &ClusterHandle) {
     tokio::spawn(scheduler::run(cluster.clone()));
     tokio::spawn(controllers::run(cluster.clone()));
-    tokio::spawn(controllers::run(cluster.clone()));
 }
 
 /// Starts what a node has; the tracker is empty when it has ended.
