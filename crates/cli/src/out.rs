@@ -12,6 +12,9 @@ use weft_model::{UserError, codes};
 
 use crate::args::Output;
 
+/// Columns below which a table is not broken to fit the terminal.
+const NARROWEST: u16 = 40;
+
 static NO_COLOR: AtomicBool = AtomicBool::new(false);
 
 /// How a word is coloured, where colours are wanted.
@@ -140,7 +143,8 @@ pub(crate) fn document(value: &impl Serialize, output: Output) -> Result<(), Use
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<Cell>>) {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    let arrangement = if io::stdout().is_terminal() {
+    // A terminal that does not know its width says 0.
+    let arrangement = if table.width().is_some_and(|width| width >= NARROWEST) {
         ContentArrangement::Dynamic
     } else {
         ContentArrangement::Disabled
