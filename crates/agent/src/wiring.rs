@@ -115,8 +115,8 @@ impl Attachment {
         Endpoint::new(ifindex, self.pod_mac(), self.host_mac())
     }
 
-    fn host_route(&self, ifindex: u32) -> Route {
-        Route::link(host_net(self.address), ifindex)
+    fn host_route(&self, ifindex: u32, mtu: u32) -> Route {
+        Route::link(host_net(self.address), ifindex).with_mtu(mtu)
     }
 
     fn host_neighbour(&self, ifindex: u32) -> Neighbour {
@@ -173,7 +173,7 @@ impl Wiring {
             node.create_veth(
                 &LinkSpec {
                     mac: Some(attachment.host_mac()),
-                    mtu: Some(mtu),
+                    mtu: Some(host_mtu(mtu)),
                     alias: Some(&alias),
                     ..LinkSpec::new(&host_name)
                 },
@@ -197,14 +197,20 @@ impl Wiring {
             }
             created => created?,
         }
-        self.fill(&mut node, attachment, netns).inspect_err(|_| {
+        self.fill(&mut node, attachment, netns, mtu).inspect_err(|_| {
             if let Err(error) = self.detach(attachment) {
                 tracing::warn!(%attachment, %error, "could not take back a failed attachment");
             }
         })
     }
 
-    fn fill(&self, node: &mut Rtnl, attachment: &Attachment, netns: &NetNs) -> Result<(), WiringError> {
+    fn fill(
+        &self,
+        node: &mut Rtnl,
+        attachment: &Attachment,
+        netns: &NetNs,
+        mtu: u32,
+    ) -> Result<(), WiringError> {
         let host_name = attachment.host_name();
         let host = node.link_index(&host_name)?;
         // The pod is fenced in before anything can leave or reach it.
@@ -217,7 +223,6 @@ impl Wiring {
         }
         without_ipv6(&host_name)?;
         loose(&host_name)?;
-        node.set_up(host, true)?;
         let name = attachment.pod_name();
         netns.run(|| -> Result<(), weft_kernel::Error> {
             without_ipv6(name)?;
@@ -231,8 +236,11 @@ impl Wiring {
             }
             Ok(())
         })??;
+        // The end that comes up last has its queue at once; the other one waits for the kernel's link watcher and
+        // loses what is sent before. The node may speak first, to probe; a pod has yet to start.
+        node.set_up(host, true)?;
         node.replace_neighbour(&attachment.host_neighbour(host))?;
-        node.replace_route(&attachment.host_route(host))?;
+        node.replace_route(&attachment.host_route(host, mtu))?;
         Ok(())
     }
 
@@ -294,12 +302,12 @@ impl PodKernel for Wiring {
             Some(link) => {
                 owned(&link, attachment)?;
                 found.unless(link.up, || format!("interface {name} is down"));
-                found.equal(&format!("MTU of {name}"), link.mtu, mtu);
+                found.equal(&format!("MTU of {name}"), link.mtu, host_mtu(mtu));
                 let routes = node.routes(RouteFilter {
                     oif: Some(link.index),
                     ..RouteFilter::default()
                 })?;
-                found.unless(routes.contains(&attachment.host_route(link.index)), || {
+                found.unless(routes.contains(&attachment.host_route(link.index, mtu)), || {
                     format!(
                         "route {}/32 dev {name} is missing on the node",
                         attachment.address
@@ -376,8 +384,8 @@ impl PodKernel for Wiring {
         };
         for (attachment, link) in live {
             repaired += self.repair_one(&mut node, attachment, link, &attached)?;
-            repaired += usize::from(node.set_mtu(link.index, mtu)?);
-            let route = attachment.host_route(link.index);
+            repaired += usize::from(node.set_mtu(link.index, host_mtu(mtu))?);
+            let route = attachment.host_route(link.index, mtu);
             if !held.contains(&route) {
                 node.replace_route(&route)?;
                 repaired += 1;
@@ -511,6 +519,12 @@ pub fn without_ipv6(link: &str) -> Result<bool, weft_kernel::Error> {
 /// strict `all` (Documentation/networking/ip-sysctl.rst).
 pub fn loose(link: &str) -> Result<bool, weft_kernel::Error> {
     Ok(!sysctl::write_current(&[(Key::ipv4_conf(link, "rp_filter")?, "2".into())])?.is_empty())
+}
+
+/// MTU of the node's end. A veth drops what is longer than the receiving end takes, without a word; with room for the
+/// uplink's packets a pod that sends too much is told so by the node's stack.
+fn host_mtu(mtu: u32) -> u32 {
+    mtu + weft_abi::VXLAN_OVERHEAD
 }
 
 pub fn host_name(key: &AttachmentKey) -> String {
