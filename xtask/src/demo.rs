@@ -3,7 +3,7 @@
 mod cluster;
 mod load;
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -103,15 +103,12 @@ impl Tour {
             )?;
         }
 
-        self.chapter(
-            "The same public kind of manifests in both: a shop of twelve workloads in three namespaces",
-        );
+        self.chapter("The same manifests in both: a shop of twelve workloads in three namespaces");
         for cluster in [blue, green] {
-            self.show(
-                cluster
-                    .lab("apply")
-                    .args(["-f", "examples/shop", "-f", "examples/udp-echo.yaml"]),
-            )?;
+            let mut apply = cluster.lab("apply");
+            apply.args(["-f", "examples/shop", "-f", "examples/udp-echo.yaml"]);
+            // Names of objects go to standard output, the sum to standard error.
+            self.show(apply.stdout(Stdio::null()))?;
         }
         for cluster in [blue, green] {
             let (pods, took) = self.wait_for(cluster, "every pod of the shop runs", Cluster::settled)?;
@@ -126,9 +123,8 @@ impl Tour {
         self.show_shared_address(blue, green)?;
 
         self.chapter("Who reaches whom, and who must not");
-        for cluster in [blue, green] {
-            self.show(&mut cluster.lab("check"))?;
-        }
+        self.show(&mut blue.lab("check"))?;
+        self.show_verdict(&mut green.lab("check"))?;
 
         self.chapter("Outside, a pod has its node's address");
         self.show_outside(blue)?;
@@ -167,7 +163,7 @@ impl Tour {
         for (cluster, pods, pod) in [(blue, &in_blue, a), (green, &in_green, b)] {
             let client = pods.iter().find(|client| client.node != pod.node).unwrap_or(pod);
             let url = format!("http://{}:{}/hostname", pod.address, pod.port.unwrap_or_default());
-            self.show(&mut self.get(cluster.exec(client), &url))?;
+            self.show_answer(&mut self.get(cluster.exec(client), &url))?;
         }
         Ok(())
     }
@@ -184,7 +180,7 @@ impl Tour {
             .arg(self.dist.bench())
             .args(["serve", &format!("0.0.0.0:{PORT}")]);
         let _server = load::Server::start(&mut serve)?;
-        self.show(&mut self.get(cluster.exec(pod), &format!("http://{host}:{PORT}/")))?;
+        self.show_answer(&mut self.get(cluster.exec(pod), &format!("http://{host}:{PORT}/")))?;
         term::line(&format!("(the pod is {}, on {})", pod.address, pod.node));
         Ok(())
     }
@@ -211,6 +207,31 @@ impl Tour {
         if !status.success() {
             bail!("`{line}` ended with {status}");
         }
+        Ok(())
+    }
+
+    /// Shows a command and its answer, which may lack a line end.
+    fn show_answer(&self, command: &mut Command) -> Result<()> {
+        self.interrupt.check()?;
+        term::command(&exec::line(command));
+        term::line(&exec::read(command)?);
+        Ok(())
+    }
+
+    /// Shows a command whose output was seen before: only its verdict, or all of it if it fails.
+    fn show_verdict(&self, command: &mut Command) -> Result<()> {
+        self.interrupt.check()?;
+        let line = exec::line(command);
+        term::command(&line);
+        let output = exec::output(command)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            term::line(&format!("{text}{}", String::from_utf8_lossy(&output.stderr)));
+            bail!("`{line}` ended with {}", output.status);
+        }
+        text.lines()
+            .filter(|line| line.contains(" passed"))
+            .for_each(term::line);
         Ok(())
     }
 

@@ -79,11 +79,11 @@ pub(super) fn show(tour: &Tour, cluster: &Cluster) -> Result<()> {
         address.parse().context("parse a node's address")?,
     )?;
 
-    term::line(&format!("{:<44}{:>12}{:>12}", "", "pod to pod", "node to node"));
+    term::line(&format!("{:<44}{:>12}  {:>12}", "", "pod to pod", "node to node"));
     let row = |title: &str, unit: &str, value: fn(&Figures) -> f64| {
         let [pods, nodes] = [&between_pods, &between_nodes].map(value);
         term::line(&format!(
-            "{title:<44}{pods:>7.2} {unit:<4}{nodes:>7.2} {unit:<4}   ×{:.2}",
+            "{title:<44}{pods:>7.1} {unit:<4}  {nodes:>7.1} {unit:<4}   ×{:.2}",
             pods / nodes
         ));
     };
