@@ -131,7 +131,15 @@ fn concerns(change: &Change) -> bool {
 }
 
 fn replace(current: &mut Readiness, next: Readiness) -> bool {
-    let changed = *current != next;
+    if *current == next {
+        return false;
+    }
+    match &next {
+        Readiness::Ready { mtu } => tracing::info!(mtu, "serving new pods"),
+        Readiness::Waiting { why } => tracing::info!(why, "waiting"),
+        // The error itself is logged at every try.
+        Readiness::Broken { .. } => {}
+    }
     *current = next;
-    changed
+    true
 }

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-use weft_cni::protocol::{self, Reply, Request};
+use weft_cni::protocol::{self, Command, Reply, Request};
 use weft_cni::spec::{Failure, code};
 use weft_model::{UserError, codes};
 
@@ -99,6 +99,10 @@ fn serve(stream: &UnixStream, handler: &impl Handler, metrics: &Metrics) {
     let key = request.command.key().map(ToString::to_string).unwrap_or_default();
     let took_ms = took.as_secs_f64() * 1e3;
     match &reply {
+        // Asked every few seconds; what changes in the answer is logged where it changes.
+        _ if matches!(request.command, Command::Status) => {
+            tracing::debug!(op, code = answer, took_ms, "CNI request")
+        }
         Reply::Failed(failure) => {
             tracing::warn!(
                 op,
