@@ -101,7 +101,7 @@ fn serve(stream: &UnixStream, handler: &impl Handler, metrics: &Metrics) {
     match &reply {
         // Asked every few seconds; what changes in the answer is logged where it changes.
         _ if matches!(request.command, Command::Status) => {
-            tracing::debug!(op, code = answer, took_ms, "CNI request")
+            tracing::debug!(op, code = answer, took_ms, "CNI request");
         }
         Reply::Failed(failure) => {
             tracing::warn!(
