@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::error::ApiError;
 
 /// A parsed body.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Decoded {
     pub(crate) object: Value,
     /// Paths of fields that came twice; the last one counts.

@@ -63,7 +63,7 @@ pub(crate) fn answer(core: &Core, route: &Route, headers: &HeaderMap) -> Result<
             out
         }
         Route::Resources { group, version } => {
-            let resources: Vec<Value> = catalog.of(group, version).flat_map(|r| legacy_rows(r)).collect();
+            let resources: Vec<Value> = catalog.of(group, version).flat_map(legacy_rows).collect();
             if resources.is_empty() {
                 return Err(ApiError::no_such_path());
             }

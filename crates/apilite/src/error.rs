@@ -12,7 +12,7 @@ pub(crate) struct ApiError {
     pub(crate) code: StatusCode,
     pub(crate) reason: &'static str,
     pub(crate) message: String,
-    pub(crate) details: Option<Details>,
+    pub(crate) details: Option<Box<Details>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,12 +68,12 @@ impl ApiError {
     }
 
     fn about(mut self, resource: &Resource, name: &str) -> Self {
-        self.details = Some(Details {
+        self.details = Some(Box::new(Details {
             name: name.to_owned(),
             group: resource.group.clone(),
             kind: resource.plural.clone(),
             ..Details::default()
-        });
+        }));
         self
     }
 
@@ -107,7 +107,7 @@ impl ApiError {
             "NotFound",
             "the server could not find the requested resource",
         );
-        error.details = Some(Details::default());
+        error.details = Some(Box::default());
         error
     }
 
@@ -128,11 +128,11 @@ impl ApiError {
     pub(crate) fn conflict_on(resource: &str, name: &str, why: &str) -> Self {
         let message = format!("Operation cannot be fulfilled on {resource} {name:?}: {why}");
         let mut error = Self::new(StatusCode::CONFLICT, "Conflict", message);
-        error.details = Some(Details {
+        error.details = Some(Box::new(Details {
             name: name.to_owned(),
             kind: resource.to_owned(),
             ..Details::default()
-        });
+        }));
         error
     }
 
@@ -143,7 +143,7 @@ impl ApiError {
             "Invalid",
             format!("the server rejected our request due to an error in our request: {why}"),
         );
-        error.details = Some(Details::default());
+        error.details = Some(Box::default());
         error
     }
 
@@ -194,13 +194,13 @@ impl ApiError {
             // A leading space where there is no kind, as the real server has it.
             format!("{qualified} {name:?} is invalid: {aggregate}"),
         );
-        error.details = Some(Details {
+        error.details = Some(Box::new(Details {
             name: name.to_owned(),
             group: group.to_owned(),
             kind: kind.to_owned(),
             causes: errors.iter().map(FieldError::cause).collect(),
             ..Details::default()
-        });
+        }));
         error
     }
 
@@ -210,7 +210,7 @@ impl ApiError {
             "MethodNotAllowed",
             "the server does not allow this method on the requested resource",
         );
-        error.details = Some(Details::default());
+        error.details = Some(Box::default());
         error
     }
 
@@ -243,10 +243,10 @@ impl ApiError {
             "Timeout",
             format!("Timeout: Too large resource version: {wanted}, current: {current}"),
         );
-        error.details = Some(Details {
+        error.details = Some(Box::new(Details {
             retry_after_seconds: Some(1),
             ..Details::default()
-        });
+        }));
         error.with_cause("ResourceVersionTooLarge", "Too large resource version", "")
     }
 

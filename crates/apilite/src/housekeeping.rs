@@ -102,17 +102,11 @@ impl Core {
                 continue;
             };
             // Fails if somebody changed it meanwhile; the change brings us back.
-            let _ = self.rewrite(
-                &target,
-                Endpoint::Whole,
-                &WriteOptions::internal(),
-                Vec::new(),
-                |current| {
-                    let mut object = current.clone();
-                    object["spec"]["finalizers"] = json!([]);
-                    Ok(object)
-                },
-            );
+            let _ = self.rewrite(&target, Endpoint::Whole, &WriteOptions::internal(), |current| {
+                let mut object = current.clone();
+                object["spec"]["finalizers"] = json!([]);
+                Ok(object)
+            });
         }
     }
 
@@ -225,17 +219,11 @@ impl Core {
             let _ = self.delete(&target, &options);
         } else if solid.len() < owners.len() {
             let kept: Vec<Value> = solid.into_iter().cloned().collect();
-            let _ = self.rewrite(
-                &target,
-                Endpoint::Whole,
-                &WriteOptions::internal(),
-                Vec::new(),
-                |current| {
-                    let mut object = current.clone();
-                    object["metadata"]["ownerReferences"] = kept.clone().into();
-                    Ok(object)
-                },
-            );
+            let _ = self.rewrite(&target, Endpoint::Whole, &WriteOptions::internal(), |current| {
+                let mut object = current.clone();
+                object["metadata"]["ownerReferences"] = kept.clone().into();
+                Ok(object)
+            });
         }
     }
 
@@ -337,43 +325,31 @@ impl Core {
         let Some(target) = self.target(shelf, stored) else {
             return;
         };
-        let _ = self.rewrite(
-            &target,
-            Endpoint::Whole,
-            &WriteOptions::internal(),
-            Vec::new(),
-            |current| {
-                let mut object = current.clone();
-                if let Some(finalizers) = object["metadata"]["finalizers"].as_array_mut() {
-                    finalizers.retain(|finalizer| finalizer != done);
-                }
-                Ok(object)
-            },
-        );
+        let _ = self.rewrite(&target, Endpoint::Whole, &WriteOptions::internal(), |current| {
+            let mut object = current.clone();
+            if let Some(finalizers) = object["metadata"]["finalizers"].as_array_mut() {
+                finalizers.retain(|finalizer| finalizer != done);
+            }
+            Ok(object)
+        });
     }
 
     fn orphan(&self, shelf: &Shelf, dependent: &Stored, uid: &str) {
         let Some(target) = self.target(shelf, dependent) else {
             return;
         };
-        let _ = self.rewrite(
-            &target,
-            Endpoint::Whole,
-            &WriteOptions::internal(),
-            Vec::new(),
-            |current| {
-                let mut object = current.clone();
-                if let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() {
-                    owners.retain(|owner| owner["uid"] != uid);
-                    if owners.is_empty()
-                        && let Some(metadata) = object["metadata"].as_object_mut()
-                    {
-                        metadata.remove("ownerReferences");
-                    }
+        let _ = self.rewrite(&target, Endpoint::Whole, &WriteOptions::internal(), |current| {
+            let mut object = current.clone();
+            if let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() {
+                owners.retain(|owner| owner["uid"] != uid);
+                if owners.is_empty()
+                    && let Some(metadata) = object["metadata"].as_object_mut()
+                {
+                    metadata.remove("ownerReferences");
                 }
-                Ok(object)
-            },
-        );
+            }
+            Ok(object)
+        });
     }
 }
 

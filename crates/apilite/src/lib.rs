@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod body;
 mod core;
 mod crd;
 mod decode;

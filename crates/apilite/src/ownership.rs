@@ -298,12 +298,9 @@ fn compare(
         (Some(old), Some(new)) if old == new => return,
         (Some(old), Some(new)) => (old, new),
     };
-    let (old, new) = match (children(schema, old), children(schema, new)) {
-        (Some(old), Some(new)) => (old, new),
-        _ => {
-            *changed = fields_of(schema, new);
-            return;
-        }
+    let (Some(old), Some(new)) = (children(schema, old), children(schema, new)) else {
+        *changed = fields_of(schema, new);
+        return;
     };
     let elements: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     for element in elements {

@@ -357,3 +357,7 @@ fn int_or_string(data: &[u8]) -> Result<Value, ApiError> {
     }
     Ok(if is_text { content.into() } else { number.into() })
 }
+
+#[cfg(test)]
+#[path = "protobuf_tests.rs"]
+mod tests;

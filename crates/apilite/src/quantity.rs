@@ -55,3 +55,7 @@ pub(crate) fn parse(text: &str) -> Option<i128> {
     let thousandths = scaled.checked_add(divisor - 1)? / divisor;
     Some(if negative { -thousandths } else { thousandths })
 }
+
+#[cfg(test)]
+#[path = "quantity_tests.rs"]
+mod tests;

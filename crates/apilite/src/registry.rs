@@ -429,3 +429,28 @@ impl BuiltIn {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Catalog, Origin, version_rank};
+
+    #[test]
+    fn every_built_in_type_has_a_definition() {
+        for resource in Catalog::built_in().all() {
+            let Origin::BuiltIn(name) = resource.origin else {
+                panic!("{resource:?} isn't built in")
+            };
+            assert!(crate::schema::definitions().contains_key(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn stable_versions_come_before_beta_and_alpha() {
+        let mut versions = ["v1alpha1", "foo", "v2beta1", "v1", "v10", "v1beta2", "v2"];
+        versions.sort_by_key(|version| std::cmp::Reverse(version_rank(version)));
+        assert_eq!(
+            versions,
+            ["v10", "v2", "v1", "v2beta1", "v1beta2", "v1alpha1", "foo"]
+        );
+    }
+}

@@ -377,3 +377,31 @@ impl<'a> Schema<'a> {
             .unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{ATOMIC, ATOMIC_FIELDS, MAP_LISTS, RETAIN_KEYS, SET_LISTS, definitions};
+
+    #[test]
+    fn every_note_is_about_a_field_that_exists() {
+        let fields = MAP_LISTS
+            .iter()
+            .map(|(definition, field, _)| (definition, field))
+            .chain(SET_LISTS.iter().map(|(definition, field, _)| (definition, field)))
+            .chain(
+                ATOMIC_FIELDS
+                    .iter()
+                    .chain(RETAIN_KEYS)
+                    .map(|(definition, field)| (definition, field)),
+            );
+        for (definition, field) in fields {
+            let property = definitions()
+                .get(*definition)
+                .and_then(|d| d["properties"].get(*field));
+            assert!(property.is_some(), "{definition}.{field}");
+        }
+        for definition in ATOMIC {
+            assert!(definitions().contains_key(*definition), "{definition}");
+        }
+    }
+}

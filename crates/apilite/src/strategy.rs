@@ -236,10 +236,6 @@ pub(crate) fn validate_update(
     }
 }
 
-pub(crate) fn warnings(_resource: &Resource, _object: &Value) -> Vec<String> {
-    Vec::new()
-}
-
 /// Equal up to what the server itself notes about writes.
 pub(crate) fn same_but_bookkeeping(new: &Value, old: &Value) -> bool {
     let strip = |object: &Value| {

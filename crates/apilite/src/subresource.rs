@@ -91,6 +91,9 @@ fn scale_of(resource: &Resource, paths: &Scale, object: &Value) -> Value {
     out
 }
 
+/// What a Scale is to become.
+type Wanted<'a> = Box<dyn Fn(&Value) -> Result<Value, ApiError> + 'a>;
+
 fn scale(
     core: &Core,
     target: &Target,
@@ -103,7 +106,7 @@ fn scale(
         Ok(scale_of(resource, paths, &read::view_value(resource, &stored)))
     };
     let accept = incoming.accept()?;
-    let wanted: Box<dyn Fn(&Value) -> Result<Value, ApiError>> = match *incoming.method() {
+    let wanted: Wanted<'_> = match *incoming.method() {
         Method::GET => return Ok(encode(StatusCode::OK, &current()?, accept.yaml)),
         Method::PUT => {
             let body = incoming.decode()?.object;
@@ -116,7 +119,7 @@ fn scale(
         _ => return Err(ApiError::method_not_allowed()),
     };
     let name = target.name.as_deref().unwrap_or_default();
-    let written = core.rewrite(target, Endpoint::Main, &options(incoming)?, Vec::new(), |object| {
+    let written = core.rewrite(target, Endpoint::Main, &options(incoming)?, |object| {
         let scale = wanted(&scale_of(resource, paths, object))?;
         let replicas = match &scale["spec"]["replicas"] {
             Value::Null => 0,
@@ -163,7 +166,7 @@ fn bind(core: &Core, target: &Target, incoming: &Incoming) -> Result<Response<Bo
         return Err(ApiError::invalid("", "Binding", name, &[problem]));
     };
     let uid = body["metadata"]["uid"].as_str().unwrap_or_default();
-    core.rewrite(target, Endpoint::Whole, &options(incoming)?, Vec::new(), |pod| {
+    core.rewrite(target, Endpoint::Whole, &options(incoming)?, |pod| {
         let refuse = |why: &str| Err(ApiError::conflict_on("pods/binding", name, why));
         if !uid.is_empty() && pod["metadata"]["uid"] != uid {
             let is = pod["metadata"]["uid"].as_str().unwrap_or_default();
@@ -234,21 +237,15 @@ fn evict(core: &Core, target: &Target, incoming: &Incoming) -> Result<Response<B
 
 fn finalize(core: &Core, target: &Target, incoming: &Incoming) -> Result<Response<Body>, ApiError> {
     let body = incoming.decode()?.object;
-    let done = core.rewrite(
-        target,
-        Endpoint::Whole,
-        &options(incoming)?,
-        Vec::new(),
-        |namespace| {
-            let mut namespace = namespace.clone();
-            namespace["metadata"]["resourceVersion"] = body["metadata"]["resourceVersion"].clone();
-            namespace["spec"]["finalizers"] = match &body["spec"]["finalizers"] {
-                Value::Null => json!([]),
-                finalizers => finalizers.clone(),
-            };
-            Ok(namespace)
-        },
-    )?;
+    let done = core.rewrite(target, Endpoint::Whole, &options(incoming)?, |namespace| {
+        let mut namespace = namespace.clone();
+        namespace["metadata"]["resourceVersion"] = body["metadata"]["resourceVersion"].clone();
+        namespace["spec"]["finalizers"] = match &body["spec"]["finalizers"] {
+            Value::Null => json!([]),
+            finalizers => finalizers.clone(),
+        };
+        Ok(namespace)
+    })?;
     written(target, done, incoming)
 }
 

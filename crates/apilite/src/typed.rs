@@ -237,5 +237,5 @@ fn illegal_base64(text: &str) -> Option<usize> {
     if let Some(at) = bytes[..data].iter().position(wrong) {
         return Some(at);
     }
-    (bytes.len() % 4 != 0 || bytes.len() - data > 2).then_some(bytes.len() - bytes.len() % 4)
+    (!bytes.len().is_multiple_of(4) || bytes.len() - data > 2).then_some(bytes.len() - bytes.len() % 4)
 }

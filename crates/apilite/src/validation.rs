@@ -68,7 +68,7 @@ fn spec(resource: &Resource, object: &Value, problems: &mut Problems) {
         ("networking.k8s.io", "ingresses") => network::ingress(&object["spec"], problems),
         ("discovery.k8s.io", _) => network::endpoint_slice(object, problems),
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
-            meta::role_binding(object, problems)
+            meta::role_binding(object, problems);
         }
         ("apiextensions.k8s.io", _) => problems.0.extend(crate::crd::validate(object)),
         _ => {}

@@ -3,20 +3,19 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::apply;
+use crate::body::{admit_body, check_namespace, read_applied, read_body};
 use crate::core::Core;
 use crate::decode::Decoded;
-use crate::error::ApiError;
-use crate::names;
+use crate::error::{ApiError, FieldError};
 use crate::patch::Patch;
 use crate::read;
 use crate::registry::{Origin, Resource};
 use crate::route::{Query, Target};
-use crate::schema::Schema;
 use crate::store::{Expect, Key, Stored};
-use crate::{strategy, structural, typed};
+use crate::strategy;
 
 /// Query parameters of a write.
 #[derive(Clone, Debug)]
@@ -106,6 +105,23 @@ impl WriteOptions {
     }
 }
 
+// === impl Written ===
+
+impl Written {
+    pub(crate) fn new(status: StatusCode, object: Value) -> Self {
+        Self {
+            object,
+            status,
+            warnings: Vec::new(),
+        }
+    }
+
+    fn warning(mut self, warnings: impl IntoIterator<Item = String>) -> Self {
+        self.warnings.extend(warnings);
+        self
+    }
+}
+
 // === impl Core ===
 
 impl Core {
@@ -119,7 +135,8 @@ impl Core {
         let mut warnings = Vec::new();
         let mut object = admit_body(resource, body, options, &mut warnings)?;
         check_namespace(resource, &target.namespace, &mut object)?;
-        self.create_object(target, object, options, warnings)
+        let written = self.create_object(target, object, options)?;
+        Ok(written.warning(warnings))
     }
 
     /// Creates an object whose body was read and checked.
@@ -128,7 +145,6 @@ impl Core {
         target: &Target,
         mut object: Value,
         options: &WriteOptions,
-        mut warnings: Vec<String>,
     ) -> Result<Written, ApiError> {
         let resource = &target.resource;
         if !object["metadata"]["resourceVersion"]
@@ -167,7 +183,6 @@ impl Core {
                     &problems,
                 ));
             }
-            warnings.extend(strategy::warnings(resource, &candidate));
             let key = Key::new(&target.namespace, &name);
             if self.store.get(&resource.shelf, &key).is_some() {
                 if !given && attempt < 8 {
@@ -178,22 +193,16 @@ impl Core {
             read::to_storage(resource, &mut candidate);
             if options.dry_run {
                 read::from_storage(resource, &mut candidate);
-                return Ok(Written {
-                    object: candidate,
-                    status: StatusCode::CREATED,
-                    warnings,
-                });
+                return Ok(Written::new(StatusCode::CREATED, candidate));
             }
             match self.store.put(&resource.shelf, &key, Expect::Absent, candidate) {
                 Ok(stored) => {
                     lease.keep();
                     self.after_write(resource, &stored);
-                    let object = read::view_value(resource, &stored);
-                    return Ok(Written {
-                        object,
-                        status: StatusCode::CREATED,
-                        warnings,
-                    });
+                    return Ok(Written::new(
+                        StatusCode::CREATED,
+                        read::view_value(resource, &stored),
+                    ));
                 }
                 Err(_) if !given && attempt < 8 => {}
                 Err(_) => return Err(ApiError::already_exists(resource, &name)),
@@ -232,7 +241,7 @@ impl Core {
             .unwrap_or_default()
             .is_empty();
         if !conditional && matches!(resource.origin, Origin::Custom(_)) {
-            let problem = crate::error::FieldError::invalid(
+            let problem = FieldError::invalid(
                 "metadata.resourceVersion",
                 &Value::from(0),
                 "must be specified for an update",
@@ -244,7 +253,8 @@ impl Core {
                 &[problem],
             ));
         }
-        self.rewrite(target, endpoint, options, warnings, |_| Ok(object.clone()))
+        let written = self.rewrite(target, endpoint, options, |_| Ok(object.clone()))?;
+        Ok(written.warning(warnings))
     }
 
     pub(crate) fn patch(
@@ -254,80 +264,8 @@ impl Core {
         patch: &Patch,
         options: &WriteOptions,
     ) -> Result<Written, ApiError> {
-        let resource = &target.resource;
-        let name = target.name.as_deref().unwrap_or_default();
         if let Patch::Apply(applied) = patch {
-            if !options.manager_named {
-                return Err(patch_options_error(
-                    "fieldManager: Required value: is required for apply patch",
-                    "FieldValueRequired",
-                    "fieldManager",
-                ));
-            }
-            if applied.object["metadata"]["managedFields"]
-                .as_array()
-                .is_some_and(|entries| !entries.is_empty())
-            {
-                return Err(ApiError::bad_request("metadata.managedFields must be nil"));
-            }
-            let body = Decoded {
-                object: applied.object.clone(),
-                duplicates: applied.duplicates.clone(),
-            };
-            let (mut applied, complaints) = read_body(resource, body)?;
-            let undeclared: Vec<String> = complaints
-                .iter()
-                .filter_map(|complaint| complaint.strip_prefix("unknown field "))
-                .map(|path| format!(".{}: field not declared in schema", path.trim_matches('"')))
-                .collect();
-            if !undeclared.is_empty() {
-                return Err(ApiError::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "",
-                    format!(
-                        "failed to create typed patch object ({}/{name}; {}, Kind={}): {}",
-                        target.namespace,
-                        resource.api_version(),
-                        resource.kind,
-                        undeclared.join(", ")
-                    ),
-                ));
-            }
-            let warnings: Vec<String> = resource
-                .custom()
-                .and_then(|custom| custom.deprecation_warning.clone())
-                .into_iter()
-                .collect();
-            check_namespace(resource, &target.namespace, &mut applied)?;
-            match applied["metadata"]["name"].as_str() {
-                None | Some("") => applied["metadata"]["name"] = Value::from(name),
-                Some(given) if given != name => {
-                    return Err(ApiError::bad_request(format!(
-                        "the name of the object ({given}) does not match the name on the URL ({name})"
-                    )));
-                }
-                Some(_) => {}
-            }
-            for _ in 0..RETRIES {
-                if self.get(target).is_err() {
-                    if endpoint == Endpoint::Status {
-                        return Err(ApiError::not_found(resource, name));
-                    }
-                    let object = apply::create(resource, &applied, options);
-                    match self.create_object(target, object, options, warnings.clone()) {
-                        Err(error) if error.reason == "AlreadyExists" => continue,
-                        done => return done,
-                    }
-                }
-                let done = self.rewrite_as(target, endpoint, options, warnings.clone(), true, |current| {
-                    apply::merge(resource, current, &applied, endpoint, options)
-                });
-                match done {
-                    Err(error) if error.code == StatusCode::NOT_FOUND => {}
-                    done => return done,
-                }
-            }
-            return Err(ApiError::modified(resource, name));
+            return self.apply(target, endpoint, applied, options);
         }
         if options.force {
             return Err(patch_options_error(
@@ -336,35 +274,72 @@ impl Core {
                 "force",
             ));
         }
-        let warnings = std::cell::RefCell::new(Vec::new());
-        let written = self.rewrite(target, endpoint, options, Vec::new(), |current| {
+        let resource = &target.resource;
+        let mut complaints = Vec::new();
+        let written = self.rewrite(target, endpoint, options, |current| {
             let object = patch.apply_to(resource, current)?;
-            let (object, complaints) = read_body(
-                resource,
-                Decoded {
-                    object,
-                    duplicates: patch.duplicates(),
-                },
-            )?;
-            if options.validation == FieldValidation::Strict && !complaints.is_empty() {
-                let problem = crate::error::FieldError::invalid(
-                    "patch",
-                    &Value::from(patch.to_string()),
-                    format!("strict decoding error: {}", complaints.join(", ")),
-                );
+            let body = Decoded {
+                object,
+                duplicates: patch.duplicates(),
+            };
+            let (object, found) = read_body(resource, body)?;
+            if options.validation == FieldValidation::Strict && !found.is_empty() {
+                let detail = format!("strict decoding error: {}", found.join(", "));
+                let problem = FieldError::invalid("patch", &Value::from(patch.to_string()), detail);
                 return Err(ApiError::invalid("", "", "", &[problem]));
             }
-            *warnings.borrow_mut() = if options.validation == FieldValidation::Warn {
-                complaints
-            } else {
-                Vec::new()
-            };
+            complaints = found;
             Ok(object)
-        });
-        written.map(|mut written| {
-            written.warnings.splice(0..0, warnings.into_inner());
+        })?;
+        Ok(if options.validation == FieldValidation::Warn {
+            written.warning(complaints)
+        } else {
             written
         })
+    }
+
+    fn apply(
+        &self,
+        target: &Target,
+        endpoint: Endpoint,
+        applied: &Decoded,
+        options: &WriteOptions,
+    ) -> Result<Written, ApiError> {
+        let resource = &target.resource;
+        let name = target.name.as_deref().unwrap_or_default();
+        if !options.manager_named {
+            return Err(patch_options_error(
+                "fieldManager: Required value: is required for apply patch",
+                "FieldValueRequired",
+                "fieldManager",
+            ));
+        }
+        let managed = applied.object["metadata"]["managedFields"].as_array();
+        if managed.is_some_and(|entries| !entries.is_empty()) {
+            return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+        }
+        let applied = read_applied(target, applied.clone())?;
+        let warnings = resource
+            .custom()
+            .and_then(|custom| custom.deprecation_warning.clone());
+        for _ in 0..RETRIES {
+            let done = if self.get(target).is_ok() {
+                self.rewrite_as(target, endpoint, options, true, |current| {
+                    apply::merge(resource, current, &applied, endpoint, options)
+                })
+            } else if endpoint == Endpoint::Main {
+                let object = apply::create(resource, &applied, options);
+                self.create_object(target, object, options)
+            } else {
+                return Err(ApiError::not_found(resource, name));
+            };
+            match done {
+                // It went or came in between.
+                Err(error) if matches!(error.reason, "NotFound" | "AlreadyExists") => {}
+                done => return done.map(|written| written.warning(warnings)),
+            }
+        }
+        Err(ApiError::modified(resource, name))
     }
 
     /// Replaces an object by what `change` makes of its current state.
@@ -373,10 +348,9 @@ impl Core {
         target: &Target,
         endpoint: Endpoint,
         options: &WriteOptions,
-        warnings: Vec<String>,
-        change: impl Fn(&Value) -> Result<Value, ApiError>,
+        change: impl FnMut(&Value) -> Result<Value, ApiError>,
     ) -> Result<Written, ApiError> {
-        self.rewrite_as(target, endpoint, options, warnings, false, change)
+        self.rewrite_as(target, endpoint, options, false, change)
     }
 
     fn rewrite_as(
@@ -384,9 +358,8 @@ impl Core {
         target: &Target,
         endpoint: Endpoint,
         options: &WriteOptions,
-        warnings: Vec<String>,
         by_apply: bool,
-        change: impl Fn(&Value) -> Result<Value, ApiError>,
+        mut change: impl FnMut(&Value) -> Result<Value, ApiError>,
     ) -> Result<Written, ApiError> {
         let resource = &target.resource;
         let name = target.name.as_deref().unwrap_or_default();
@@ -413,28 +386,18 @@ impl Core {
                     &problems,
                 ));
             }
-            let mut warnings = warnings.clone();
-            warnings.extend(strategy::warnings(resource, &new));
             new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
             if !by_apply {
                 apply::note_update(resource, endpoint, options, &old, &mut new);
             }
             if strategy::same_but_bookkeeping(&new, &old) {
-                return Ok(Written {
-                    object: old,
-                    status: StatusCode::OK,
-                    warnings,
-                });
+                return Ok(Written::new(StatusCode::OK, old));
             }
             let gone = strategy::may_vanish(&new);
             read::to_storage(resource, &mut new);
             if options.dry_run {
                 read::from_storage(resource, &mut new);
-                return Ok(Written {
-                    object: new,
-                    status: StatusCode::OK,
-                    warnings,
-                });
+                return Ok(Written::new(StatusCode::OK, new));
             }
             let expect = Expect::Revision(current.revision);
             let done = if gone {
@@ -442,24 +405,16 @@ impl Core {
             } else {
                 self.store.put(&resource.shelf, &current.key, expect, new)
             };
-            match done {
-                Ok(stored) => {
-                    lease.keep();
-                    if gone {
-                        self.after_removal(resource, &stored);
-                    } else {
-                        self.after_write(resource, &stored);
-                    }
-                    let object = read::view_value(resource, &stored);
-                    return Ok(Written {
-                        object,
-                        status: StatusCode::OK,
-                        warnings,
-                    });
-                }
-                // Somebody was faster. Tried on the newer state, a change that names its version fails.
-                Err(_) => {}
+            // If somebody was faster, it is tried on the newer state; a change that names its version
+            // fails on that.
+            let Ok(stored) = done else { continue };
+            lease.keep();
+            if gone {
+                self.after_removal(resource, &stored);
+            } else {
+                self.after_write(resource, &stored);
             }
+            return Ok(Written::new(StatusCode::OK, read::view_value(resource, &stored)));
         }
         Err(ApiError::modified(resource, name))
     }
@@ -510,138 +465,10 @@ impl Core {
     }
 }
 
-/// Checks a body against the resource's schema: kind, unknown, repeated and mistyped fields.
-fn admit_body(
-    resource: &Resource,
-    body: Decoded,
-    options: &WriteOptions,
-    warnings: &mut Vec<String>,
-) -> Result<Value, ApiError> {
-    let (object, complaints) = read_body(resource, body)?;
-    if options.validation == FieldValidation::Strict && !complaints.is_empty() {
-        let (kind, version) = (&resource.kind, &resource.version);
-        return Err(ApiError::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a {kind}: strict decoding error: {}",
-            complaints.join(", ")
-        )));
-    }
-    if options.validation == FieldValidation::Warn {
-        warnings.extend(complaints);
-    }
-    warnings.extend(
-        resource
-            .custom()
-            .and_then(|custom| custom.deprecation_warning.clone()),
-    );
-    Ok(object)
-}
-
-/// The object in a body, and what strict validation objects to.
-fn read_body(resource: &Resource, body: Decoded) -> Result<(Value, Vec<String>), ApiError> {
-    let Decoded {
-        mut object,
-        duplicates,
-    } = body;
-    check_kind(resource, &mut object)?;
-    let mut complaints: Vec<String> = duplicates
-        .iter()
-        .map(|path| format!("duplicate field {path:?}"))
-        .collect();
-    complaints.extend(prune(resource, &mut object)?);
-    Ok((object, complaints))
-}
-
-/// Drops undeclared fields; returns what strict validation says of them.
-fn prune(resource: &Resource, object: &mut Value) -> Result<Vec<String>, ApiError> {
-    let decode_error = |error: String| {
-        let (kind, version) = (&resource.kind, &resource.version);
-        ApiError::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a {kind}: {error}"
-        ))
-    };
-    let unknown = match resource.origin {
-        Origin::BuiltIn(_) => {
-            typed::read(Schema::of(resource), &resource.kind, object).map_err(decode_error)?
-        }
-        Origin::Custom(_) => {
-            let mut wrapped = json!({ "metadata": object["metadata"].take() });
-            let holder =
-                json!({ "type": "object", "properties": { "metadata": Schema::metadata_reference() } });
-            let mut unknown =
-                typed::read(Schema::new(&holder), &resource.kind, &mut wrapped).map_err(decode_error)?;
-            object["metadata"] = wrapped["metadata"].take();
-            unknown.extend(structural::prune(Schema::of(resource), object, "", true));
-            unknown
-        }
-    };
-    Ok(unknown
-        .into_iter()
-        .map(|path| format!("unknown field {path:?}"))
-        .collect())
-}
-
 fn patch_options_error(what: &str, reason: &'static str, field: &str) -> ApiError {
     let message = format!("PatchOptions.meta.k8s.io \"\" is invalid: {what}");
     let cause = what.split_once(": ").map_or(what, |(_, cause)| cause);
     ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message).with_cause(reason, cause, field)
-}
-
-fn check_kind(resource: &Resource, object: &mut Value) -> Result<(), ApiError> {
-    if !object.is_object() {
-        return Err(ApiError::bad_request(format!(
-            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: not an object",
-            resource.kind
-        )));
-    }
-    let api_version = resource.api_version();
-    match object["apiVersion"].as_str() {
-        None | Some("") => object["apiVersion"] = Value::from(api_version),
-        Some(given) if given != api_version => {
-            return Err(ApiError::bad_request(format!(
-                "the API version in the data ({given}) does not match the expected API version ({api_version})"
-            )));
-        }
-        Some(_) => {}
-    }
-    match object["kind"].as_str() {
-        None | Some("") => object["kind"] = Value::from(resource.kind.as_str()),
-        Some(given) if given != resource.kind => {
-            return Err(ApiError::bad_request(format!(
-                "{given} in version {:?} cannot be handled as a {}: converting ({given}) to ({}): unknown conversion",
-                resource.version, resource.kind, resource.kind
-            )));
-        }
-        Some(_) => {}
-    }
-    if !object["metadata"].is_object() {
-        object["metadata"] = json!({});
-    }
-    Ok(())
-}
-
-fn check_namespace(resource: &Resource, namespace: &str, object: &mut Value) -> Result<(), ApiError> {
-    let given = object["metadata"]["namespace"].as_str().unwrap_or_default();
-    if !resource.namespaced {
-        if given.is_empty() {
-            if let Some(metadata) = object["metadata"].as_object_mut() {
-                metadata.remove("namespace");
-            }
-            return Ok(());
-        }
-        return Err(ApiError::bad_request("namespace is not allowed on this type"));
-    }
-    if namespace.is_empty() {
-        return Err(ApiError::bad_request(
-            "an empty namespace may not be set during creation",
-        ));
-    }
-    if !given.is_empty() && given != namespace {
-        return Err(ApiError::bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request",
-        ));
-    }
-    object["metadata"]["namespace"] = Value::from(namespace);
-    Ok(())
 }
 
 fn check_identity(resource: &Resource, name: &str, old: &Value, new: &Value) -> Result<(), ApiError> {
@@ -669,6 +496,5 @@ fn generated_name(prefix: &str) -> String {
     for byte in uuid::Uuid::new_v4().as_bytes().iter().take(SUFFIX) {
         name.push(char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]));
     }
-    debug_assert!(names::path_segment(&name).is_empty() || !names::path_segment(prefix).is_empty());
     name
 }

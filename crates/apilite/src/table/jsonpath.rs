@@ -87,7 +87,7 @@ fn index<'a>(inner: &str, value: &'a Value) -> Vec<&'a Value> {
         let wanted = wanted.trim();
         let holds = |item: &&Value| match (find(path, item), unquoted(wanted)) {
             (Some(Value::String(text)), Some(wanted)) => text == wanted,
-            (Some(other), None) => other.to_string() == wanted,
+            (Some(other), None) => serde_json::from_str::<Value>(wanted).is_ok_and(|wanted| *other == wanted),
             _ => false,
         };
         return value.as_array().into_iter().flatten().filter(holds).collect();
@@ -118,5 +118,44 @@ fn children(value: &Value) -> Vec<&Value> {
         Value::Array(items) => items.iter().collect(),
         Value::Object(fields) => fields.values().collect(),
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::find;
+
+    #[test]
+    fn paths_lead_to_the_first_match() {
+        let object = json!({
+            "spec": { "items": [{ "n": 1 }, { "n": 2 }], "a.b": "dotted" },
+            "status": { "conditions": [
+                { "type": "Other", "status": "False" },
+                { "type": "Ready", "status": "True", "count": 3 },
+            ] },
+        });
+        for (path, value) in [
+            (".spec.items[1].n", Some(json!(2))),
+            (".spec.items[-1].n", Some(json!(2))),
+            (".spec.items[*].n", Some(json!(1))),
+            (".spec.a\\.b", Some(json!("dotted"))),
+            (".spec['a.b']", Some(json!("dotted"))),
+            (
+                ".status.conditions[?(@.type==\"Ready\")].status",
+                Some(json!("True")),
+            ),
+            (
+                ".status.conditions[?(@.type=='Ready')].status",
+                Some(json!("True")),
+            ),
+            (".status.conditions[?(@.count==3)].type", Some(json!("Ready"))),
+            (".status.conditions[?(@.type==\"None\")].status", None),
+            (".spec.items[9].n", None),
+            (".spec.missing.deep", None),
+        ] {
+            assert_eq!(find(path, &object).cloned(), value, "{path}");
+        }
     }
 }

@@ -114,7 +114,7 @@ fn ports(spec: &Value, kind: &str, problems: &mut Problems) {
             );
         }
         let same = |other: &&Value| other["port"] == port["port"] && other["protocol"] == port["protocol"];
-        if all[..i].iter().any(|other| same(other)) {
+        if all[..i].iter().any(same) {
             let duplicate = serde_json::json!({ "port": port["port"], "protocol": port["protocol"] });
             problems.duplicate(&path, &duplicate);
         }
