@@ -118,11 +118,11 @@ impl Fixture {
         .await
     }
 
-    /// Waits until a path answers with a given status; changes of the store wake it.
+    /// Lets the server's own tasks work until a path answers with a given status.
     async fn until_status(&self, path: &str, status: u16) {
         let wait = async {
             while self.send("GET", path, &[], "").await.status != status {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(std::time::Duration::from_secs(10), wait)
