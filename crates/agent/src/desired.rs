@@ -1,12 +1,13 @@
 //! The compiled wish: everything the reconciler needs to know about the cluster, as plain values.
 
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use weft_model::Block;
 
 /// What the datapath does with a destination, and what it believes of a source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Prefix {
     /// A block of this node.
     LocalBlock,
@@ -23,7 +24,7 @@ pub enum Prefix {
 }
 
 /// What this node's kernel should hold, pods aside.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desired {
     /// The tunnel's end on this node.
     pub address: Ipv4Addr,

@@ -3,6 +3,7 @@
 
 use crate::node::{NodeNet, OVERLAY, Readiness};
 use crate::pods::Pods;
+use crate::saved::Saved;
 use crate::watch::View;
 use crate::wiring::PodKernel;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -10,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 use tokio::sync::watch;
 use weft_kernel::nft::NftMonitor;
-use weft_kernel::rtnl::{Change, Monitor, RTPROT_WEFT};
+use weft_kernel::rtnl::{Change, Monitor, RTPROT_WEFT, Rtnl};
 
 /// A pass without an occasion, for what no event told.
 const FULL_PASS: Duration = Duration::from_secs(30);
@@ -35,17 +36,28 @@ pub fn run<K: PodKernel>(
     mut net: NodeNet,
     pods: &Pods<K>,
     view: &watch::Receiver<View>,
+    saved: &mut Saved,
     readiness: &watch::Sender<Readiness>,
     wakes: &Receiver<Wake>,
 ) {
     let mut pause = FULL_PASS;
+    let mut failures = 0;
     loop {
-        match wakes.recv_timeout(pause) {
-            Ok(Wake::Kernel) => thread::sleep(SETTLE),
-            Ok(Wake::Wish | Wake::Rules) | Err(RecvTimeoutError::Timeout) => {}
+        let mut occasions = match wakes.recv_timeout(pause) {
+            Ok(wake) => vec![wake],
+            Err(RecvTimeoutError::Timeout) => vec![Wake::Kernel],
             Err(RecvTimeoutError::Disconnected) => return,
+        };
+        if occasions == [Wake::Kernel] {
+            thread::sleep(SETTLE);
         }
-        while wakes.try_recv().is_ok() {}
+        occasions.extend(wakes.try_iter());
+        if occasions.iter().all(|wake| *wake == Wake::Rules) && net.is_settled() {
+            let desired = view.borrow().desired.clone();
+            if desired.is_some_and(|desired| net.restore_rules(&desired).is_ok()) {
+                continue;
+            }
+        }
         // A plugin that met a busy agent leaves its DEL for later, too.
         if let Err(error) = pods.replay_intents() {
             tracing::error!(%error, "cannot read the DEL intents");
@@ -57,21 +69,24 @@ pub fn run<K: PodKernel>(
         };
         let next = match net.reconcile(&desired) {
             Ok(mtu) => {
-                pods.set_blocks(&desired.blocks);
+                pods.set_blocks(&desired.blocks, desired.max_pods);
                 net.repaired("pod", pods.repair(mtu));
+                net.forget_other_versions();
+                saved.save(&desired);
+                (failures, pause) = (0, FULL_PASS);
                 Readiness::Ready { mtu }
             }
             Err(error) => {
                 tracing::error!(%error, "cannot bring the node's network up to date, trying again");
+                (failures, pause) = (failures + 1, RETRY);
+                if failures == 1 && matches!(*readiness.borrow(), Readiness::Ready { .. }) {
+                    // Most failures are of the moment; one alone must not make the whole node not ready.
+                    continue;
+                }
                 Readiness::Broken {
                     why: error.message().to_owned(),
                 }
             }
-        };
-        pause = if matches!(next, Readiness::Ready { .. }) {
-            FULL_PASS
-        } else {
-            RETRY
         };
         readiness.send_if_modified(|current| replace(current, next));
     }
@@ -83,12 +98,15 @@ pub fn run<K: PodKernel>(
 /// The kernel gives no subscription, or no thread can be started.
 pub fn watch_kernel(waker: &Sender<Wake>) -> anyhow::Result<()> {
     let mut links = Monitor::open()?;
+    let mut rtnl = Rtnl::open()?;
     let events = waker.clone();
     thread::Builder::new().name("watch-links".into()).spawn(move || {
         loop {
             match links.wait() {
                 Ok(changes) => {
-                    if changes.iter().any(concerns) && events.send(Wake::Kernel).is_err() {
+                    if changes.iter().any(|change| concerns(change, &mut rtnl))
+                        && events.send(Wake::Kernel).is_err()
+                    {
                         return;
                     }
                 }
@@ -120,9 +138,11 @@ pub fn watch_kernel(waker: &Sender<Wake>) -> anyhow::Result<()> {
 }
 
 /// Whether a change may be one to put right. Pods that come and go are not.
-fn concerns(change: &Change) -> bool {
+fn concerns(change: &Change, rtnl: &mut Rtnl) -> bool {
     match change {
-        Change::Resync | Change::AddressGone(_) | Change::NeighbourGone(_) => true,
+        Change::Resync | Change::AddressGone(_) => true,
+        // A link that goes takes its neighbours along.
+        Change::NeighbourGone(neighbour) => rtnl.link(neighbour.link).is_ok_and(|link| link.is_some()),
         Change::Link(link) => link.name == OVERLAY || !link.name.starts_with(crate::wiring::HOST_PREFIX),
         Change::LinkGone(link) => link.name == OVERLAY,
         Change::RouteGone(route) => route.protocol == RTPROT_WEFT,

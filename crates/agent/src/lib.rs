@@ -17,14 +17,16 @@ mod metrics;
 mod node;
 mod pods;
 mod report;
+mod saved;
 mod serve;
 mod watch;
 mod wiring;
 
 use crate::keep::Wake;
 use crate::metrics::{Metrics, Totals};
-use crate::node::{NodeNet, Readiness, Settings, lock};
+use crate::node::{NodeNet, Readiness, Settings};
 use crate::pods::Pods;
+use crate::saved::Saved;
 use crate::wiring::{PodKernel, Wiring};
 use anyhow::Context;
 use kube::Client;
@@ -38,7 +40,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
 use weft_cni::intent::Intents;
 use weft_ipam::{Ledger, Recovery, SystemClock};
-use weft_kernel::bpf::{Datapath, Options};
+use weft_kernel::bpf::{Counters, Datapath, Options};
 use weft_model::{NodeName, UserError, codes};
 
 /// How to start the agent of one node.
@@ -102,9 +104,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let datapath = Arc::new(Mutex::new(Datapath::load(&Options::new(&args.pin_dir))?));
-    let totals = Arc::clone(&datapath);
+    let counters = Counters::open(&args.pin_dir)?;
     let metrics = Arc::new(Metrics::new(args.node_name.as_str(), move || {
-        kernel_totals(&totals)
+        kernel_totals(&counters)
     }));
     let (ready, readiness) = channel::channel(Readiness::Waiting {
         why: "the first answer of the Kubernetes API".into(),
@@ -124,6 +126,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     pods.replay_intents()
         .with_context(|| format!("read DEL intents in {}", args.state_dir.display()))?;
 
+    let (ended, mut endings) = tokio::sync::mpsc::channel(4);
+    let vital = |name| Vital {
+        name,
+        ended: ended.clone(),
+    };
     let (waker, wakes) = mpsc::channel();
     let settings = Settings {
         uplink: args.uplink.clone(),
@@ -141,18 +148,32 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         )
     })?;
     let (handler, counted) = (Arc::clone(&pods), Arc::clone(&metrics));
-    thread::Builder::new()
-        .name("cni-socket".into())
-        .spawn(move || serve::run(&listener, &handler, &counted))?;
+    let serving = vital("cni-socket");
+    thread::Builder::new().name(serving.name.into()).spawn(move || {
+        let _serving = serving;
+        serve::run(&listener, &handler, &counted);
+    })?;
 
     let client = client(args.kubeconfig.as_deref()).await?;
-    let (view, mut views) = channel::channel(watch::View::default());
+    let mut saved = Saved::open(&args.state_dir);
+    let (view, mut views) = channel::channel(watch::View {
+        desired: saved.last().cloned().map(Arc::new),
+        waiting_for: "the first answer of the Kubernetes API".into(),
+    });
     let (keeper, seen, reported) = (Arc::clone(&pods), views.clone(), views.clone());
-    thread::Builder::new()
-        .name("keep".into())
-        .spawn(move || keep::run(net, &keeper, &seen, &ready, &wakes))?;
+    let keeping = vital("keep");
+    waker.send(Wake::Wish)?;
+    thread::Builder::new().name(keeping.name.into()).spawn(move || {
+        let _keeping = keeping;
+        keep::run(net, &keeper, &seen, &mut saved, &ready, &wakes);
+    })?;
     tokio::spawn(async move { while views.changed().await.is_ok() && waker.send(Wake::Wish).is_ok() {} });
-    tokio::spawn(watch::run(client.clone(), args.node_name.clone(), view));
+    let watching = vital("watch");
+    let watch = watch::run(client.clone(), args.node_name.clone(), view);
+    tokio::spawn(async move {
+        let _watching = watching;
+        watch.await;
+    });
     tokio::spawn(report::run(
         client,
         args.node_name.clone(),
@@ -163,14 +184,32 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     ));
     serve_metrics(args.metrics_address, metrics, readiness).await;
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("stopping; pods go on without the agent");
+    let ending = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        name = endings.recv() => name,
+    };
     // Nobody is to call a socket that nobody answers.
     let _ = std::fs::remove_file(&socket);
+    if let Some(name) = ending {
+        // Going on would look alive and keep nothing; whoever supervises the agent starts it anew.
+        anyhow::bail!("the agent's part \"{name}\" ended, see the log above");
+    }
+    tracing::info!("stopping; pods go on without the agent");
     Ok(())
+}
+
+/// Held by what the agent can't do without, to tell when it ends.
+struct Vital {
+    name: &'static str,
+    ended: tokio::sync::mpsc::Sender<&'static str>,
+}
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        // Full means that others have told already.
+        let _ = self.ended.try_send(self.name);
+    }
 }
 
 fn start_logging(format: LogFormat) {
@@ -258,8 +297,7 @@ async fn serve_metrics(address: SocketAddr, metrics: Arc<Metrics>, readiness: ch
     tokio::spawn(http::serve(listener, metrics, ready));
 }
 
-fn kernel_totals(datapath: &Mutex<Datapath>) -> Totals {
-    let datapath = lock(datapath);
+fn kernel_totals(datapath: &Counters) -> Totals {
     let read = || -> Result<Totals, weft_kernel::Error> {
         let drops = datapath
             .drops()?

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_abi::VXLAN_OVERHEAD;
 use weft_kernel::bpf::{Attachment, Datapath, NodeConfig, PrefixTarget, Program};
 use weft_kernel::nft::{Applied, Nft, Ruleset, WeftNft, weft_table};
-use weft_kernel::rtnl::{Address, Link, Route, RouteFilter, RouteKind, Rtnl, VxlanSpec};
+use weft_kernel::rtnl::{Address, Link, Route, RouteFilter, RouteKey, RouteKind, Rtnl, VxlanSpec};
 use weft_kernel::sysctl::{self, Key};
 use weft_kernel::target::{Outcome, reconcile};
 use weft_model::{Mac, UserError, codes};
@@ -87,6 +87,7 @@ impl NodeNet {
     /// The first thing that could not be done. What was done stays; the next call goes on from there.
     pub fn reconcile(&mut self, desired: &Desired) -> Result<u32, UserError> {
         let uplink = self.uplink(desired)?;
+        self.outer_source(desired, &uplink)?;
         let mtu = uplink.mtu.saturating_sub(VXLAN_OVERHEAD);
         if mtu < SMALLEST_MTU {
             let message = format!(
@@ -105,6 +106,12 @@ impl NodeNet {
         let overlay = self.overlay(desired, mtu, &mut repairs)?;
         self.programs(desired, &uplink, overlay, mtu, &mut repairs)
             .map_err(|error| kernel(codes::BPF_LOAD, &error))?;
+        // Only now: an overlay device that is up without programs takes packets from anybody.
+        let up = self
+            .rtnl
+            .set_up(overlay, true)
+            .map_err(|error| kernel(codes::NETLINK, &error))?;
+        repairs.add("link", usize::from(up));
         self.routes(desired, overlay, &mut repairs)
             .map_err(|error| kernel(codes::NETLINK, &error))?;
         self.metrics.peers(desired.nodes.len());
@@ -139,6 +146,7 @@ impl NodeNet {
                     .map_err(|error| kernel(codes::NETLINK, &error))?;
                 let ours = |link: &Link| {
                     link.name != OVERLAY
+                        && link.name != "lo"
                         && addresses
                             .iter()
                             .any(|held| held.link == link.index && held.net.addr() == desired.address)
@@ -153,6 +161,59 @@ impl NodeNet {
             };
             UserError::new(codes::NO_UPLINK, message, "ip -br address")
         })
+    }
+
+    /// Other nodes know this one by `desired.address` and drop what comes from any other.
+    fn outer_source(&mut self, desired: &Desired, uplink: &Link) -> Result<(), UserError> {
+        let Some(peer) = desired.nodes.first() else {
+            return Ok(());
+        };
+        // No route at all is an outage of the underlay, which is not the node's to judge.
+        let Ok(way) = self.rtnl.route_to((*peer).into()) else {
+            return Ok(());
+        };
+        let (Some(source), Some(link)) = (way.src, way.oif) else {
+            return Ok(());
+        };
+        if source == IpAddr::from(desired.address) && link == uplink.index {
+            return Ok(());
+        }
+        let message = format!(
+            "packets to node {peer} leave with the source {source}, but the other nodes expect {} on {}",
+            desired.address, uplink.name
+        );
+        Err(UserError::new(
+            codes::NO_UPLINK,
+            message,
+            format!("ip route get {peer}"),
+        ))
+    }
+
+    /// Only the rules: what is put back when somebody flushes them.
+    ///
+    /// # Errors
+    /// As for [`reconcile`](Self::reconcile).
+    pub fn restore_rules(&mut self, desired: &Desired) -> Result<(), UserError> {
+        let uplink = self.uplink(desired)?;
+        let mut repairs = Repairs::default();
+        self.rules(desired, &uplink, &mut repairs)
+            .map_err(|error| kernel(codes::NFTABLES, &error))?;
+        for (kind, count) in repairs.0 {
+            self.repaired(kind, count);
+        }
+        Ok(())
+    }
+
+    /// Whether a wish was carried out in full.
+    pub fn is_settled(&self) -> bool {
+        self.done.is_some()
+    }
+
+    /// Removes what an agent of another ABI version left; to be called when this one's programs are everywhere.
+    pub fn forget_other_versions(&self) {
+        if let Err(error) = lock(&self.datapath).remove_other_versions() {
+            tracing::warn!(%error, "cannot remove the pins of another version");
+        }
     }
 
     fn overlay(&mut self, desired: &Desired, mtu: u32, repairs: &mut Repairs) -> Result<u32, UserError> {
@@ -195,7 +256,6 @@ impl NodeNet {
             changed += usize::from(loose(OVERLAY)?);
             changed += sysctl::write_current(&[(Key::new("net/ipv4/ip_forward")?, "1".into())])?.len();
             changed += usize::from(without_ipv6(OVERLAY)?);
-            changed += usize::from(self.rtnl.set_up(index, true)?);
             // A masquerade towards the overlay picks the address of this device, which is then the node's.
             let address = Address::host(index, desired.address);
             changed += usize::from(self.rtnl.replace_address(&address)?);
@@ -294,8 +354,12 @@ impl NodeNet {
             self.rtnl.replace_route(route)?;
             repairs.add("route", 1);
         }
-        for route in held.difference(&wanted) {
-            // Replacing a route of the same key already removed the one that was there.
+        // Replacing a route removed the one of the same key; deleting by that key would remove the new one.
+        let kept: BTreeSet<RouteKey> = wanted.iter().map(Route::key).collect();
+        for route in held
+            .difference(&wanted)
+            .filter(|route| !kept.contains(&route.key()))
+        {
             repairs.add("route", usize::from(self.rtnl.delete_route(route)?));
         }
         Ok(())

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -124,6 +124,11 @@ async fn write(
         allocation: None,
     };
     // A merge leaves `allocation` to the operator, who writes it.
+    let mut status = json!(status);
+    if mtu.is_none() {
+        // What is left out of a merge stays as it was.
+        status["mtu"] = Value::Null;
+    }
     let patch = Patch::Merge(json!({ "status": status }));
     api.patch_status(node.as_str(), &PatchParams::default(), &patch)
         .await

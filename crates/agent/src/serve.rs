@@ -18,8 +18,9 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Carries out what a plugin asks for.
 pub trait Handler: Send + Sync + 'static {
-    /// `netns` is there for ADD and CHECK.
-    fn handle(&self, request: &Request, netns: Option<OwnedFd>) -> Reply;
+    /// `netns` is there for ADD and CHECK. `gone` tells whether the plugin has given up: it left an intent for its
+    /// DEL then, and told the runtime that its ADD failed, so that neither may be carried out any more.
+    fn handle(&self, request: &Request, netns: Option<OwnedFd>, gone: &dyn Fn() -> bool) -> Reply;
 
     /// The plugin went away before it heard that `request` succeeded, so the runtime takes it for failed.
     fn abandoned(&self, request: &Request);
@@ -69,18 +70,13 @@ fn serve(stream: &UnixStream, handler: &impl Handler, metrics: &Metrics) {
             return;
         }
     };
-    // A plugin that has given up left an intent for its DEL, and told the runtime that its ADD failed.
-    if protocol::is_abandoned(stream) {
-        tracing::warn!(
-            op = request.command.name(),
-            "the plugin left before its turn came"
-        );
-        return;
-    }
     let started = Instant::now();
     let op = request.command.name();
     // A bug in one request must not take the agent, and with it everybody else's requests, down.
-    let reply = catch_unwind(AssertUnwindSafe(|| handler.handle(&request, netns))).unwrap_or_else(|_| {
+    let reply = catch_unwind(AssertUnwindSafe(|| {
+        handler.handle(&request, netns, &|| protocol::is_abandoned(stream))
+    }))
+    .unwrap_or_else(|_| {
         Reply::Failed(Failure::new(
             code::INTERNAL,
             &UserError::new(

@@ -105,11 +105,26 @@ impl State {
     fn apply(&mut self, update: Update) {
         match update {
             Update::Node(event) => self.event(Source::Node, event, |index, name, node| {
-                index.set_node(node.and_then(|node| own_node(name, &node)));
+                // An object that can't be read keeps what it was: taking its blocks away would cut its pods off.
+                match node {
+                    None => index.set_node(None),
+                    Some(node) => {
+                        if let Some(own) = own_node(name, &node) {
+                            index.set_node(Some(own));
+                        }
+                    }
+                }
             }),
-            Update::Network(event) => self.event(Source::Network, event, |index, name, network| {
-                index.set_grant(network.and_then(|network| grant(name, &network)));
-            }),
+            Update::Network(event) => {
+                self.event(Source::Network, event, |index, name, network| match network {
+                    None => index.set_grant(None),
+                    Some(network) => {
+                        if let Some(grant) = grant(name, &network) {
+                            index.set_grant(Some(grant));
+                        }
+                    }
+                });
+            }
             Update::Pool(event) => self.event(Source::Pools, event, |index, name, pool| match pool {
                 None => index.set_pool(name, None),
                 // An invalid pool keeps what it was: the operator says in its conditions what is wrong with it.

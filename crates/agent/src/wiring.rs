@@ -65,7 +65,8 @@ pub trait PodKernel: Send + Sync + 'static {
     /// The attachments that have an interface on this node.
     fn attached(&self) -> Result<Vec<AttachmentKey>, WiringError>;
 
-    /// Puts the node's side of all attachments right, and removes what belongs to none. Returns how much was wrong.
+    /// Puts the node's side of all attachments right, and removes map entries that belong to none. Returns how much
+    /// somebody had changed.
     fn repair(&self, attachments: &[Attachment], mtu: u32) -> Result<usize, WiringError>;
 }
 
@@ -269,19 +270,9 @@ impl PodKernel for Wiring {
         if let Some(link) = &link {
             owned(link, attachment)?;
         }
-        {
-            let mut datapath = lock(&self.datapath);
-            let endpoint = datapath.endpoints().list()?.remove(&attachment.ip());
-            datapath.endpoints().remove(&attachment.ip())?;
-            // Where the interface is gone with the pod's namespace, the endpoint still knows which one it was.
-            if let Some(ifindex) = link
-                .as_ref()
-                .map(|link| link.index)
-                .or(endpoint.map(|endpoint| endpoint.ifindex))
-            {
-                datapath.detach(ifindex)?;
-            }
-        }
+        lock(&self.datapath).endpoints().remove(&attachment.ip())?;
+        // The programs go with the interface. Without the endpoint they drop what the pod still sends; taken off
+        // first, they would leave it to the node's stack.
         if let Some(link) = link {
             node.delete_link(link.index)?;
         }
@@ -372,26 +363,32 @@ impl PodKernel for Wiring {
             .iter()
             .map(|(held, link)| (held.ip(), held.endpoint(link.index)))
             .collect();
-        let outcome = reconcile(&mut lock(&self.datapath).endpoints(), &endpoints)?;
-        let mut repaired = changes(outcome)?;
+        let mut repaired = changes(reconcile(&mut lock(&self.datapath).endpoints(), &endpoints)?)?;
         let held: BTreeSet<Route> = node.routes(RouteFilter::own())?.into_iter().collect();
         // At the first pass the programs may be those of an earlier agent, to be replaced by this one's.
-        let adopted = self.adopted.swap(true, Ordering::Relaxed);
+        let adopted = self.adopted.load(Ordering::Relaxed);
         let attached = if adopted {
             lock(&self.datapath).attached()?
         } else {
             BTreeSet::new()
         };
+        let mut failed = None;
         for (attachment, link) in live {
-            repaired += self.repair_one(&mut node, attachment, link, &attached)?;
-            repaired += usize::from(node.set_mtu(link.index, host_mtu(mtu))?);
-            let route = attachment.host_route(link.index, mtu);
-            if !held.contains(&route) {
-                node.replace_route(&route)?;
-                repaired += 1;
+            match self.repair_one(&mut node, attachment, link, mtu, &attached, &held) {
+                Ok(count) => repaired += count,
+                // The pod went away meanwhile.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => {
+                    tracing::error!(%attachment, %error, "cannot put a pod's part of the network right");
+                    failed = Some(error);
+                }
             }
         }
-        Ok(repaired)
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        self.adopted.store(true, Ordering::Relaxed);
+        Ok(if adopted { repaired } else { 0 })
     }
 }
 
@@ -401,8 +398,10 @@ impl Wiring {
         node: &mut Rtnl,
         attachment: &Attachment,
         link: &Link,
+        mtu: u32,
         attached: &BTreeSet<bpf::Attachment>,
-    ) -> Result<usize, WiringError> {
+        routes: &BTreeSet<Route>,
+    ) -> Result<usize, weft_kernel::Error> {
         let ifindex = link.index;
         let mut repaired = 0;
         if POD_PROGRAMS
@@ -416,6 +415,12 @@ impl Wiring {
         let neighbour = attachment.host_neighbour(link.index);
         if !node.neighbours(Some(link.index))?.contains(&neighbour) {
             node.replace_neighbour(&neighbour)?;
+            repaired += 1;
+        }
+        repaired += usize::from(node.set_mtu(link.index, host_mtu(mtu))?);
+        let route = attachment.host_route(link.index, mtu);
+        if !routes.contains(&route) {
+            node.replace_route(&route)?;
             repaired += 1;
         }
         Ok(repaired)

@@ -36,7 +36,7 @@ pub fn write(netns: &NetNs, wanted: &[(Key, String)]) -> Result<Vec<Key>> {
 /// The same in the calling thread's namespace: for code that is inside already, and for the process' own.
 ///
 /// # Errors
-/// As for [`write`].
+/// As for [`write()`].
 pub fn write_current(wanted: &[(Key, String)]) -> Result<Vec<Key>> {
     let mut changed = Vec::new();
     for (key, value) in wanted {

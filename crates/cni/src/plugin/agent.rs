@@ -80,7 +80,7 @@ impl Call {
             None => format!("the disk did not answer in {} s", INTENT.as_secs_f32()),
         };
         let message = format!("{subject}; no intent could be left in {directory}: {lost}");
-        let next = "none needed: the agent's audit finds attachments whose sandbox is gone";
+        let next = "run the runtime's CNI GC (cnitool gc) once the agent answers";
         self.notes
             .push(UserError::new(codes::CNI_INTENT, message, next).to_string());
     }

@@ -203,7 +203,7 @@ impl Call {
 
     /// Never fails and never takes longer than two seconds, whatever the state of
     /// agent and disk: a pod whose DEL fails hangs in Terminating. What can't be
-    /// handed over at all is found by the agent's audit.
+    /// handed over at all waits for the runtime's GC.
     fn delete(&mut self, key: AttachmentKey, pod: Pod) {
         let why = match self.ask(
             Command::Del(Del {

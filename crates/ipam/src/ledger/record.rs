@@ -11,6 +11,9 @@ use crate::clock::{BootId, Moment};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Details {
+    /// The network's name in the CNI configuration: a runtime's GC speaks of one network only.
+    #[serde(default)]
+    pub network: String,
     /// The pod, as far as `CNI_ARGS` name it.
     #[serde(default)]
     pub pod: PodRef,

@@ -83,6 +83,7 @@ fn address(last: u8) -> Ipv4Addr {
 
 fn details() -> Details {
     Details {
+        network: "weft".to_owned(),
         pod: PodRef {
             namespace: Some("shop".to_owned()),
             name: Some("cart-0".to_owned()),

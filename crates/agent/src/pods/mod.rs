@@ -4,20 +4,24 @@
 //! kernel, and becomes active on disk before the runtime hears of it. DEL goes the other way round: first the kernel
 //! forgets, then the ledger.
 
+mod wait;
+mod words;
+
+use self::wait::{Busy, Granted};
 use crate::node::Readiness;
 use crate::serve::Handler;
-use crate::wiring::{Attachment, Difference, GATEWAY, PodKernel, WiringError, host_name};
+use crate::wiring::{Attachment, Difference, GATEWAY, PodKernel, host_name};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use weft_cni::intent::Intents;
 use weft_cni::protocol::{Add, Attached, Check, Command, Gc, PodAddress, Reply, Request};
-use weft_cni::spec::Failure;
-use weft_cni::spec::code;
-use weft_ipam::ledger::{COOLING, Details, Entry, Ledger, LedgerError, NetnsId, PodRef, Stats};
+use weft_cni::spec::{Failure, code};
+use weft_ipam::ledger::{Details, Entry, Ledger, LedgerError, NetnsId, PodRef};
 use weft_kernel::NetNs;
 use weft_model::{AttachmentKey, Block, NodeName, UserError, codes};
 
@@ -36,23 +40,21 @@ pub struct Pods<K> {
     granted: Granted,
     /// Tells the status writer that addresses were taken or given back.
     changed: Notify,
+    /// Pods the node may run; `u32::MAX` where nothing limits them.
+    max_pods: AtomicU32,
+    /// Blocks that leave the node as soon as their last address is free.
+    retiring: Mutex<Vec<Block>>,
     /// ADD and DEL share it; GC excludes them (CNI specification 1.1, section "GC"), and so does repair.
     exclusive: RwLock<()>,
     busy: Busy,
 }
 
-/// A counter that waiting threads watch.
-#[derive(Debug, Default)]
-struct Granted {
-    generation: Mutex<u64>,
-    moved: Condvar,
-}
-
-/// Attachments that a request is at work on. A runtime that lost patience sends DEL while ADD still runs.
-#[derive(Debug, Default)]
-struct Busy {
-    keys: Mutex<BTreeSet<AttachmentKey>>,
-    freed: Condvar,
+/// The plugin behind a request.
+struct Caller<'a> {
+    /// The network's name in its CNI configuration.
+    network: &'a str,
+    patience: Duration,
+    gone: &'a dyn Fn() -> bool,
 }
 
 /// Why an ADD did not succeed at once.
@@ -60,11 +62,6 @@ enum Refused {
     /// Another block would help.
     NoAddress(Failure),
     Failed(Failure),
-}
-
-struct Hold<'a> {
-    busy: &'a Busy,
-    key: AttachmentKey,
 }
 
 // === impl Pods ===
@@ -85,6 +82,8 @@ impl<K: PodKernel> Pods<K> {
             readiness,
             granted: Granted::default(),
             changed: Notify::new(),
+            max_pods: AtomicU32::new(u32::MAX),
+            retiring: Mutex::default(),
             exclusive: RwLock::default(),
             busy: Busy::default(),
         }
@@ -100,11 +99,15 @@ impl<K: PodKernel> Pods<K> {
     }
 
     /// Gives the ledger the blocks of this node, and word of new ones to ADDs that wait.
-    pub fn set_blocks(&self, blocks: &[Block]) {
+    pub fn set_blocks(&self, blocks: &[Block], max_pods: Option<u32>) {
+        self.max_pods
+            .store(max_pods.unwrap_or(u32::MAX), Ordering::Relaxed);
         match self.ledger.set_blocks(blocks.to_vec()) {
             Ok(change) => {
-                for block in &change.retiring {
-                    tracing::warn!(%block, "a block that has to leave still has addresses in use");
+                let mut retiring = self.retiring.lock().unwrap_or_else(PoisonError::into_inner);
+                if *retiring != change.retiring {
+                    tracing::warn!(blocks = ?change.retiring, "blocks that have to leave still have addresses in use");
+                    *retiring = change.retiring;
                 }
                 if !change.added.is_empty() {
                     tracing::info!(blocks = ?change.added, "the node got blocks");
@@ -148,7 +151,7 @@ impl<K: PodKernel> Pods<K> {
             tracing::error!(path = %path.display(), "set an unreadable DEL intent aside");
         }
         for intent in &pending.intents {
-            match self.del(&intent.key) {
+            match self.replay(&intent.key) {
                 Ok(()) => {
                     tracing::info!(attachment = %intent.key, "replayed a DEL that came while the agent was away");
                 }
@@ -160,8 +163,19 @@ impl<K: PodKernel> Pods<K> {
         Ok(())
     }
 
+    /// Carries out one intent, unless somebody else did since it was read: an ADD of the same key may have.
+    fn replay(&self, key: &AttachmentKey) -> Result<(), Failure> {
+        let _shared = self.exclusive.read().unwrap_or_else(PoisonError::into_inner);
+        let _hold = self.busy.hold(key);
+        if self.intents.contains(key) {
+            self.del_held(key)
+        } else {
+            Ok(())
+        }
+    }
+
     /// ADD, waiting for another block while there is no address.
-    fn add(&self, add: &Add, netns: OwnedFd, patience: Duration) -> Result<Attached, Failure> {
+    fn add(&self, add: &Add, netns: OwnedFd, caller: &Caller<'_>) -> Result<Attached, Failure> {
         let netns = NetNs::from_fd(netns).map_err(|error| {
             let next = "the runtime should create the sandbox anew";
             Failure::new(
@@ -169,10 +183,10 @@ impl<K: PodKernel> Pods<K> {
                 &UserError::new(codes::CNI_NETNS, error.to_string(), next),
             )
         })?;
-        let deadline = Instant::now() + patience.min(BLOCK_WAIT);
+        let deadline = Instant::now() + caller.patience.min(BLOCK_WAIT);
         loop {
             let generation = self.granted.generation();
-            match self.add_now(add, &netns) {
+            match self.add_now(add, &netns, caller) {
                 Err(Refused::NoAddress(failure)) => {
                     // The status writer asks the operator for more as soon as it looks.
                     self.changed.notify_one();
@@ -186,14 +200,16 @@ impl<K: PodKernel> Pods<K> {
         }
     }
 
-    fn add_now(&self, add: &Add, netns: &NetNs) -> Result<Attached, Refused> {
+    fn add_now(&self, add: &Add, netns: &NetNs, caller: &Caller<'_>) -> Result<Attached, Refused> {
         let _shared = self.exclusive.read().unwrap_or_else(PoisonError::into_inner);
         let _hold = self.busy.hold(&add.key);
+        caller.still_there()?;
         if self.intents.contains(&add.key) {
             self.del_held(&add.key)?;
         }
         let mtu = self.ready_mtu()?;
         let details = Details {
+            network: caller.network.to_owned(),
             pod: PodRef {
                 namespace: add.pod.namespace.clone(),
                 name: add.pod.name.clone(),
@@ -255,9 +271,10 @@ impl<K: PodKernel> Pods<K> {
         }
     }
 
-    fn del(&self, key: &AttachmentKey) -> Result<(), Failure> {
+    fn del(&self, key: &AttachmentKey, caller: &Caller<'_>) -> Result<(), Failure> {
         let _shared = self.exclusive.read().unwrap_or_else(PoisonError::into_inner);
         let _hold = self.busy.hold(key);
+        caller.still_there()?;
         self.del_held(key)
     }
 
@@ -329,7 +346,7 @@ impl<K: PodKernel> Pods<K> {
     }
 
     /// Removes every attachment that is not valid, going on after errors.
-    fn gc(&self, gc: &Gc) -> Result<(), Failure> {
+    fn gc(&self, gc: &Gc, network: &str) -> Result<(), Failure> {
         let _alone = self.exclusive.write().unwrap_or_else(PoisonError::into_inner);
         let valid: Option<BTreeSet<_>> = gc.valid.as_ref().map(|valid| valid.iter().collect());
         // Without a list, what has no interface any more is known to have lost its namespace.
@@ -340,9 +357,10 @@ impl<K: PodKernel> Pods<K> {
             .into_iter()
             .collect();
         let mut failures = Vec::new();
-        for Attachment { key, .. } in self.attachments()? {
+        for (Attachment { key, .. }, owner) in self.owners()? {
+            // The list is of one network's attachments; those of another one served by this agent are not on it.
             let stays = match &valid {
-                Some(valid) => valid.contains(&key),
+                Some(valid) => valid.contains(&key) || owner != network,
                 None => live.contains(&key),
             };
             if stays {
@@ -380,7 +398,11 @@ impl<K: PodKernel> Pods<K> {
             }
         })?;
         let stats = self.ledger.stats().map_err(|error| self.ledger_failure(error))?;
-        if stats.free() > 0 {
+        // Runtimes make a node that fails here unready, its running pods too. So it fails only where an ADD that may
+        // come can't be served and will not be by waiting: not for a node at its limit of pods, nor while an address
+        // cools down.
+        let may_come = stats.used() < self.max_pods.load(Ordering::Relaxed);
+        if stats.free() + stats.cooling() > 0 || (stats.capacity() > 0 && !may_come) {
             return Ok(());
         }
         let error = if stats.capacity() == 0 {
@@ -401,12 +423,24 @@ impl<K: PodKernel> Pods<K> {
 
     /// Everything the ledger has, under way or active.
     fn attachments(&self) -> Result<Vec<Attachment>, Failure> {
+        Ok(self
+            .owners()?
+            .into_iter()
+            .map(|(attachment, _)| attachment)
+            .collect())
+    }
+
+    /// The same with the network each belongs to.
+    fn owners(&self) -> Result<Vec<(Attachment, String)>, Failure> {
         let entries = self.ledger.list().map_err(|error| self.ledger_failure(error))?;
         let owned = |(address, entry): (_, Entry)| match entry {
-            Entry::Reserved(owner) | Entry::Active(owner) => Some(Attachment {
-                key: owner.key,
-                address,
-            }),
+            Entry::Reserved(owner) | Entry::Active(owner) => Some((
+                Attachment {
+                    key: owner.key,
+                    address,
+                },
+                owner.details.network,
+            )),
             Entry::Released(_) | Entry::Quarantined(_) => None,
         };
         Ok(entries.into_iter().filter_map(owned).collect())
@@ -432,76 +466,21 @@ impl<K: PodKernel> Pods<K> {
             &UserError::new(code, message, next),
         ))
     }
-
-    fn no_block(&self) -> UserError {
-        UserError::new(
-            codes::NO_BLOCK,
-            format!("node {} has no block of pod addresses yet", self.node),
-            "kubectl get podpools,nodenetworks",
-        )
-    }
-
-    fn full(&self, stats: &Stats) -> UserError {
-        UserError::new(
-            codes::NODE_FULL,
-            format!(
-                "node {} has no free pod address: of {} in {} block(s), {} are in use and {} cool down for at most {} s",
-                self.node,
-                stats.capacity(),
-                stats.serving().count(),
-                stats.used(),
-                stats.cooling(),
-                COOLING.as_secs(),
-            ),
-            "kubectl get podpools,nodenetworks",
-        )
-    }
-
-    fn ledger_failure(&self, error: LedgerError) -> Failure {
-        match error {
-            LedgerError::NoBlock => Failure::new(code::TRY_AGAIN, &self.no_block()),
-            LedgerError::Full { .. } => {
-                let error = self
-                    .ledger
-                    .stats()
-                    .map_or_else(|_| UserError::from(error), |stats| self.full(&stats));
-                Failure::new(code::TRY_AGAIN, &error)
-            }
-            LedgerError::Exists { .. } => Failure::new(code::ENVIRONMENT, &error.into()),
-            _ => Failure::new(code::IO, &error.into()),
-        }
-    }
-
-    fn wiring_failure(&self, error: &WiringError) -> Failure {
-        let (cni, code, next) = match error {
-            WiringError::InterfaceExists { .. } => (
-                code::ENVIRONMENT,
-                codes::INTERFACE_EXISTS,
-                "send DEL for the sandbox, then ADD again",
-            ),
-            WiringError::HostNameTaken { .. } => (
-                code::TRY_AGAIN,
-                codes::INTERFACE_CONFLICT,
-                "the runtime may try again with another sandbox",
-            ),
-            WiringError::Kernel(_) => (code::TRY_AGAIN, codes::NETLINK, "see the agent's log"),
-        };
-        Failure::new(
-            cni,
-            &UserError::new(code, format!("on {}: {error}", self.node), next),
-        )
-    }
 }
 
 /// CNI leaves the numbers from 100 on to plugins.
 const CHECK_FAILED: u32 = 100;
 
 impl<K: PodKernel> Handler for Pods<K> {
-    fn handle(&self, request: &Request, netns: Option<OwnedFd>) -> Reply {
-        let patience = Duration::from_millis(request.wait_ms).saturating_sub(Duration::from_secs(2));
+    fn handle(&self, request: &Request, netns: Option<OwnedFd>, gone: &dyn Fn() -> bool) -> Reply {
+        let caller = Caller {
+            network: &request.network,
+            patience: Duration::from_millis(request.wait_ms).saturating_sub(Duration::from_secs(2)),
+            gone,
+        };
         let done = |outcome: Result<(), Failure>| outcome.map(|()| Reply::Done);
         let outcome = match (&request.command, netns) {
-            (Command::Add(add), Some(netns)) => self.add(add, netns, patience).map(Reply::Added),
+            (Command::Add(add), Some(netns)) => self.add(add, netns, &caller).map(Reply::Added),
             (Command::Check(check), Some(netns)) => done(self.check(check, netns)),
             (Command::Add(_) | Command::Check(_), None) => {
                 let message = "the request came without a network namespace";
@@ -514,8 +493,8 @@ impl<K: PodKernel> Handler for Pods<K> {
                     ),
                 ))
             }
-            (Command::Del(del), _) => done(self.del(&del.key)),
-            (Command::Gc(gc), _) => done(self.gc(gc)),
+            (Command::Del(del), _) => done(self.del(&del.key, &caller)),
+            (Command::Gc(gc), _) => done(self.gc(gc, &request.network)),
             (Command::Status, _) => done(self.status()),
         };
         outcome.unwrap_or_else(Reply::Failed)
@@ -523,7 +502,7 @@ impl<K: PodKernel> Handler for Pods<K> {
 
     fn abandoned(&self, request: &Request) {
         if let Command::Add(add) = &request.command
-            && let Err(failure) = self.del(&add.key)
+            && let Err(failure) = self.del(&add.key, &Caller::nobody())
         {
             tracing::error!(attachment = %add.key, error = failure.msg, "could not take back an ADD nobody waited for");
         }
@@ -546,62 +525,33 @@ impl From<Failure> for Refused {
     }
 }
 
-// === impl Granted ===
+// === impl Caller ===
 
-impl Granted {
-    fn lock(&self) -> MutexGuard<'_, u64> {
-        self.generation.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn generation(&self) -> u64 {
-        *self.lock()
-    }
-
-    fn signal(&self) {
-        *self.lock() += 1;
-        self.moved.notify_all();
-    }
-
-    /// Whether the generation moved on before `deadline`.
-    fn wait_beyond(&self, generation: u64, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let (current, _) = self
-            .moved
-            .wait_timeout_while(self.lock(), left, |current| *current == generation)
-            .unwrap_or_else(PoisonError::into_inner);
-        *current != generation
-    }
-}
-
-// === impl Busy ===
-
-impl Busy {
-    /// Waits until no other request works on `key`.
-    fn hold(&self, key: &AttachmentKey) -> Hold<'_> {
-        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut keys = self
-            .freed
-            .wait_while(keys, |keys| keys.contains(key))
-            .unwrap_or_else(PoisonError::into_inner);
-        keys.insert(key.clone());
-        Hold {
-            busy: self,
-            key: key.clone(),
+impl Caller<'static> {
+    /// For what has to be done although nobody waits for it.
+    fn nobody() -> Self {
+        Self {
+            network: "",
+            patience: Duration::ZERO,
+            gone: &|| false,
         }
     }
 }
 
-impl Drop for Hold<'_> {
-    fn drop(&mut self) {
-        self.busy
-            .keys
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
-        self.busy.freed.notify_all();
+impl Caller<'_> {
+    /// Fails where the plugin has given up while the request waited for its turn: its DEL has left an intent, its ADD
+    /// has failed and may have been followed by anything.
+    fn still_there(&self) -> Result<(), Failure> {
+        if !(self.gone)() {
+            return Ok(());
+        }
+        let message = "the plugin left before its turn came";
+        Err(Failure::new(
+            code::TRY_AGAIN,
+            &UserError::new(codes::AGENT_NOT_READY, message, "the runtime tries again"),
+        ))
     }
 }
 
 #[cfg(test)]
-#[path = "pods_tests.rs"]
 mod tests;

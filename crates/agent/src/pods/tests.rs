@@ -1,4 +1,5 @@
 use super::*;
+use crate::wiring::WiringError;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -86,7 +87,7 @@ struct Bed {
 impl Bed {
     fn new(block: &str) -> Self {
         let bed = Self::without_blocks();
-        bed.pods.set_blocks(&[block.parse().unwrap()]);
+        bed.pods.set_blocks(&[block.parse().unwrap()], None);
         bed
     }
 
@@ -116,15 +117,20 @@ impl Bed {
     }
 
     fn call(&self, command: Command, patience: Duration) -> Reply {
+        self.call_of("weft", command, patience, false)
+    }
+
+    fn call_of(&self, network: &str, command: Command, patience: Duration, gone: bool) -> Reply {
         let netns = std::fs::File::open("/proc/self/ns/net").unwrap();
         let wait_ms = u64::try_from((patience + Duration::from_secs(2)).as_millis()).unwrap();
         self.pods.handle(
             &Request {
-                network: "weft".into(),
+                network: network.into(),
                 wait_ms,
                 command,
             },
             Some(netns.into()),
+            &|| gone,
         )
     }
 
@@ -247,6 +253,10 @@ fn a_full_node_says_how_full_it_is() {
     for id in ["a", "b", "c", "d"] {
         bed.address(id);
     }
+    assert_eq!(
+        code_and_words(bed.call(Command::Status, Duration::ZERO)).0,
+        code::NOT_AVAILABLE
+    );
     bed.del("d");
     let (code, words) = code_and_words(bed.add("e"));
     assert_eq!(code, code::TRY_AGAIN);
@@ -254,6 +264,19 @@ fn a_full_node_says_how_full_it_is() {
         words,
         "WEFT-1302: node n1 has no free pod address: of 4 in 1 block(s), 3 are in use and 1 cool down for at most 130 s"
     );
+    // Not a reason to make a node unready: the address comes back by itself.
+    assert_eq!(bed.call(Command::Status, Duration::ZERO), Reply::Done);
+}
+
+#[test]
+fn a_full_node_at_its_limit_of_pods_is_as_ready_as_any() {
+    let bed = Bed::new("10.244.0.0/30");
+    for id in ["a", "b", "c", "d"] {
+        bed.address(id);
+    }
+    bed.pods.set_blocks(&["10.244.0.0/30".parse().unwrap()], Some(4));
+    assert_eq!(bed.call(Command::Status, Duration::ZERO), Reply::Done);
+    bed.pods.set_blocks(&["10.244.0.0/30".parse().unwrap()], Some(5));
     assert_eq!(
         code_and_words(bed.call(Command::Status, Duration::ZERO)).0,
         code::NOT_AVAILABLE
@@ -268,7 +291,7 @@ fn an_add_that_finds_no_address_goes_on_when_a_block_comes() {
         // Granted once the ADD has told that it wants one.
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(pods.changed());
-        pods.set_blocks(&["10.244.7.0/30".parse().unwrap()]);
+        pods.set_blocks(&["10.244.7.0/30".parse().unwrap()], None);
     });
     let reply = bed.call(add("a"), Duration::from_secs(60));
     granting.join().unwrap();
@@ -434,4 +457,33 @@ fn adds_at_once_get_addresses_of_their_own() {
         .map(|(_, address)| address)
         .collect();
     assert_eq!((addresses.len(), bed.used()), (64, 64));
+}
+
+#[test]
+fn what_the_plugin_gave_up_while_it_waited_is_not_carried_out() {
+    let bed = Bed::new("10.244.0.0/30");
+    let gone = |command| bed.call_of("weft", command, Duration::ZERO, true);
+    assert_eq!(code_and_words(gone(add("a"))).0, code::TRY_AGAIN);
+    assert_eq!((bed.kernel.wired(), bed.used()), (vec![], 0));
+    let address = bed.address("a");
+    let late = Command::Del(Del {
+        key: key("a"),
+        pod: Pod::default(),
+    });
+    assert_eq!(code_and_words(gone(late)).0, code::TRY_AGAIN);
+    assert_eq!(bed.kernel.wired(), vec![("a/eth0".into(), address)]);
+}
+
+#[test]
+fn gc_of_one_network_leaves_the_pods_of_another_alone() {
+    let bed = Bed::new("10.244.0.0/30");
+    bed.address("a");
+    let gc = |network| {
+        let all = Command::Gc(Gc { valid: Some(vec![]) });
+        bed.call_of(network, all, Duration::ZERO, false)
+    };
+    assert_eq!(gc("other"), Reply::Done);
+    assert_eq!(bed.used(), 1);
+    assert_eq!(gc("weft"), Reply::Done);
+    assert_eq!(bed.used(), 0);
 }
