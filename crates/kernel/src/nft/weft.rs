@@ -44,6 +44,11 @@ pub struct WeftNft {
 ///   (`outside`). A connection into the overlay from an address that nobody at
 ///   the other end could answer to, a NodePort client's, gets the overlay
 ///   device's address, which is the node's (`overlay`).
+/// - `fence`, after all destination NAT and before source NAT: a pod's UDP to
+///   the overlay's port is dropped. Masqueraded, it would come from a node,
+///   whose packets other nodes believe. The pod's own program refuses this for
+///   the nodes' addresses that it knows, but sees neither what NAT makes of
+///   another destination nor a node's further addresses.
 /// - `guard`, after all source NAT: drops what still has a pod's source then
 ///   and is not exempt (`untranslated`). That is what conntrack considers
 ///   invalid and so no NAT touches, such as a late TCP segment.
@@ -56,6 +61,7 @@ pub fn weft_table(weft: &WeftNft) -> Result<Ruleset> {
         name: WEFT_TABLE.to_owned(),
         comment: "made by the weft agent, replaced as a whole".to_owned(),
         chains: vec![
+            fence(weft),
             guard(weft),
             untranslated(weft),
             postrouting(weft),
@@ -124,6 +130,30 @@ fn overlay(weft: &WeftNft) -> Chain {
         name: "overlay",
         base: None,
         rules: known.chain([stranger]).collect(),
+    }
+}
+
+fn fence(weft: &WeftNft) -> Chain {
+    let to_tunnel_port = |net| {
+        let when = [
+            Match::Source(net),
+            Match::OifNot(WEFT_LINKS),
+            Match::Protocol(UDP),
+            Match::DestinationPort(weft.vxlan_port),
+        ];
+        rule(when, Action::Drop).counted("pod to tunnel port")
+    };
+    Chain {
+        name: "fence",
+        base: Some(Base {
+            kind: ChainKind::Filter,
+            hook: Hook::Postrouting,
+            priority: NF_IP_PRI_NAT_SRC - 10,
+        }),
+        rules: Ipv4Net::aggregate(&weft.pod_cidrs)
+            .into_iter()
+            .map(to_tunnel_port)
+            .collect(),
     }
 }
 

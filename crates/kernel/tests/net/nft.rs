@@ -135,6 +135,11 @@ fn nft_shows_the_table_as_it_was_meant() {
     Nft::open_in(&test.netns).unwrap().apply(&ruleset()).unwrap();
     let expected = r#"table ip weft {
 	comment "made by the weft agent, replaced as a whole"
+	chain fence {
+		type filter hook postrouting priority srcnat - 10; policy accept;
+		ip saddr 10.244.0.0/16 oifname != "weft*" udp dport 8472 counter packets 0 bytes 0 drop comment "pod to tunnel port"
+	}
+
 	chain guard {
 		type filter hook postrouting priority srcnat + 10; policy accept;
 		ip saddr 10.244.0.0/16 oifname != "weft*" goto untranslated
@@ -267,6 +272,48 @@ fn a_stranger_reaches_a_remote_pod_under_the_nodes_address() {
     Nft::open_in(&net.node.netns).unwrap().apply(&ruleset()).unwrap();
     let seen = source_seen((&net.outside, OUTSIDE), (&net.remote, REMOTE_POD));
     assert_eq!(seen.ip().to_string(), NODE);
+}
+
+#[test]
+fn a_pod_reaches_no_tunnel_port_not_even_behind_nat() {
+    const VIP: &str = "10.0.0.10:4789";
+    const ELSEWHERE: &str = "10.0.0.11:4789";
+    needs_root!();
+    let net = Net::new();
+    Nft::open_in(&net.node.netns).unwrap().apply(&ruleset()).unwrap();
+    for command in [
+        "table ip proxy",
+        "chain ip proxy pre { type nat hook prerouting priority dstnat ; }",
+        "rule ip proxy pre meta l4proto udp ip daddr 10.0.0.10 dnat to 10.224.0.9:8472",
+        "rule ip proxy pre meta l4proto udp ip daddr 10.0.0.11 dnat to 10.224.0.9:8473",
+    ] {
+        net.node.exec(&format!("nft add {command}"));
+    }
+    let tunnel = socket(&net.outside, &format!("{OUTSIDE}:8472"));
+    let other = socket(&net.outside, &format!("{OUTSIDE}:8473"));
+    let pod = socket(&net.pod, &format!("{POD}:0"));
+    let mut buffer = [0; 4096];
+    // Longer than a packet as well: fragments are put together before rules see them.
+    for (number, to) in [(1, VIP), (2, "10.224.0.9:8472")] {
+        pod.send_to(b"forged", to).unwrap();
+        pod.send_to(&[0; 4000], to).unwrap();
+        let counted = net.node.exec("nft list chain ip weft fence");
+        let packets = format!("counter packets {} ", 2 * number);
+        assert!(counted.contains(&packets), "{to}: {counted}");
+    }
+    pod.send_to(b"honest", ELSEWHERE).unwrap();
+    let (length, _) = other.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"honest");
+    // The node itself is a peer of the tunnel; its datagram is the first that arrives there.
+    let node = socket(&net.node, &format!("{NODE}:0"));
+    node.send_to(b"node", format!("{OUTSIDE}:8472")).unwrap();
+    let (length, _) = tunnel.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"node");
+    // A pod of another node may have any port.
+    let remote = socket(&net.remote, &format!("{REMOTE_POD}:8472"));
+    pod.send_to(b"pod", format!("{REMOTE_POD}:8472")).unwrap();
+    let (length, _) = remote.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"pod");
 }
 
 #[test]
