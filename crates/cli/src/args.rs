@@ -1,7 +1,11 @@
 //! The command line as it is typed; nothing here is checked beyond its form.
 
-use clap::{Parser, Subcommand, ValueEnum};
+use std::time::Duration;
 
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::cluster::ip::IpCommand;
+use crate::cluster::status::StatusArgs;
 use crate::lab::args::LabCommand;
 
 /// Pod networks in the way of Azure CNI Overlay, on any Linux nodes.
@@ -20,6 +24,11 @@ pub(crate) enum Command {
     /// Clusters of network namespaces on this machine, with the real agent, plugin and eBPF programs
     #[command(subcommand)]
     Lab(Box<LabCommand>),
+    /// Show how the pod network is doing. Exit code 0 healthy, 1 degraded, 2 unreachable
+    Status(StatusArgs),
+    /// Show who has which address
+    #[command(subcommand)]
+    Ip(IpCommand),
     /// Run the node agent
     Agent(weft_agent::Args),
     /// Run the operator
@@ -54,4 +63,25 @@ pub(crate) enum Output {
     Json,
     /// The same as JSON, in YAML.
     Yaml,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Reads `10s`, `1500ms`, `2m`, or a bare number of seconds.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "expected a time such as 10s, 500ms or 2m".to_owned())?;
+    match &text[digits.len()..] {
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "ms" => Ok(Duration::from_millis(number)),
+        "m" => Ok(Duration::from_secs(number * 60)),
+        unit => Err(format!("unknown unit {unit:?}: expected ms, s or m")),
+    }
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod cluster;
 mod explain;
 mod lab;
 mod out;
@@ -44,6 +45,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<u8, UserError> {
     match command {
         Command::Lab(command) => lab::run(*command),
+        Command::Status(args) => cluster::status::run(&args),
+        Command::Ip(command) => cluster::ip::run(&command),
         Command::Agent(args) => service(weft_agent::run(args)),
         Command::Operator(args) => service(weft_operator::run(args)),
         Command::Explain { code } => explain::run(code.as_deref()),
@@ -94,7 +97,7 @@ fn version(output: Output) -> Result<u8, UserError> {
 }
 
 fn exit_code(error: &UserError) -> u8 {
-    const NOTHING_TO_DO_IT_ON: [Code; 8] = [
+    const NOTHING_TO_DO_IT_ON: [Code; 12] = [
         codes::NO_SUCH_CLUSTER,
         codes::CLUSTER_EXISTS,
         codes::LAB_DAEMON_GONE,
@@ -103,6 +106,10 @@ fn exit_code(error: &UserError) -> u8 {
         codes::NO_SUCH_POD,
         codes::UNKNOWN_FAULT,
         codes::VNET_FULL,
+        codes::API_UNREACHABLE,
+        codes::API_FORBIDDEN,
+        codes::KUBECONFIG,
+        codes::CRD_MISSING,
     ];
     let code = error.code();
     if code == codes::INTERRUPTED {

@@ -141,6 +141,11 @@ pub(crate) fn document(value: &impl Serialize, output: Output) -> Result<(), Use
 
 /// A table whose cells may be coloured; as broad as it needs to be where the output is no terminal.
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<Cell>>) {
+    table_lines(header, rows).iter().for_each(line);
+}
+
+/// The lines of a table as [`table`] prints it.
+pub(crate) fn table_lines(header: &[&str], rows: Vec<Vec<Cell>>) -> Vec<String> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     // A terminal that does not know its width says 0.
@@ -157,9 +162,7 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<Cell>>) {
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
     }
-    for text in table.lines() {
-        line(text.trim_end());
-    }
+    table.lines().map(|text| text.trim_end().to_owned()).collect()
 }
 
 /// The text in the tone's colour, if standard output is a terminal that wants colours.

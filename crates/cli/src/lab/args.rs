@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Subcommand};
 
-use crate::args::Output;
+use crate::args::{OutputArgs, parse_duration};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LabCommand {
@@ -140,13 +140,6 @@ pub(crate) struct ClusterArg {
     /// Name of the cluster
     #[arg(value_name = "NAME")]
     pub name: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct OutputArgs {
-    /// How to print it
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Output,
 }
 
 /// Where in the virtual network a command runs.
@@ -340,19 +333,5 @@ impl FromArgMatches for AzureFlags {
         let switches = AZURE_SWITCHES.iter().filter(|name| matches.get_flag(name));
         self.given = values.chain(switches).copied().collect();
         Ok(())
-    }
-}
-
-/// Reads `10s`, `1500ms`, `2m`, or a bare number of seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "expected a time such as 10s, 500ms or 2m".to_owned())?;
-    match &text[digits.len()..] {
-        "" | "s" => Ok(Duration::from_secs(number)),
-        "ms" => Ok(Duration::from_millis(number)),
-        "m" => Ok(Duration::from_secs(number * 60)),
-        unit => Err(format!("unknown unit {unit:?}: expected ms, s or m")),
     }
 }

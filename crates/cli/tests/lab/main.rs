@@ -3,6 +3,7 @@
 //! Most of it needs root; without it each test says that it was skipped.
 
 mod bad_input;
+mod inspect;
 mod lifecycle;
 mod support;
 mod vnet;
