@@ -18,6 +18,7 @@ pub mod faults;
 pub mod kubelet;
 mod machine;
 pub mod node;
+mod node_object;
 mod preflight;
 mod registration;
 mod remove;

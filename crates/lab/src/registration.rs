@@ -5,8 +5,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -17,6 +16,7 @@ use weft_model::{UserError, codes};
 use crate::daemon::api_error;
 use crate::machine::Machine;
 use crate::node::ClusterHandle;
+use crate::node_object;
 
 /// Between two looks at the pods of a node that is drained.
 const DRAIN_POLL: Duration = Duration::from_millis(100);
@@ -38,11 +38,16 @@ impl Registration {
     }
 
     /// Creates the Node of a machine, not Ready yet; returns its UID.
-    pub(crate) async fn register(&self, machine: &Machine) -> Result<String, UserError> {
+    pub(crate) async fn register(&self, machine: &Machine, max_pods: u32) -> Result<String, UserError> {
+        let mut node = node_object::registered(&machine.node, machine.address, max_pods);
+        node.spec = Some(NodeSpec {
+            provider_id: Some(format!("weft-lab://{}/{}", machine.cluster, machine.node)),
+            ..NodeSpec::default()
+        });
         let failed = |error: kube::Error| api_error(&format!("registering node {}", machine.node), &error);
         let created = self
             .nodes()
-            .create(&PostParams::default(), &node_object(machine))
+            .create(&PostParams::default(), &node)
             .await
             .map_err(failed)?;
         created.metadata.uid.ok_or_else(|| {
@@ -175,30 +180,5 @@ pub(crate) fn readiness(node: &Node) -> Result<(), String> {
         Some(ready) if ready.status == "True" => Ok(()),
         Some(ready) => Err(ready.message.clone().unwrap_or_default()),
         None => Err("kubelet has not reported yet".to_owned()),
-    }
-}
-
-/// What is known of a node before its kubelet reports.
-fn node_object(machine: &Machine) -> Node {
-    let address = |kind: &str, address: String| NodeAddress {
-        type_: kind.to_owned(),
-        address,
-    };
-    Node {
-        metadata: ObjectMeta {
-            name: Some(machine.node.clone()),
-            ..ObjectMeta::default()
-        },
-        spec: Some(NodeSpec {
-            provider_id: Some(format!("weft-lab://{}/{}", machine.cluster, machine.node)),
-            ..NodeSpec::default()
-        }),
-        status: Some(NodeStatus {
-            addresses: Some(vec![
-                address("InternalIP", machine.address.to_string()),
-                address("Hostname", machine.node.clone()),
-            ]),
-            ..NodeStatus::default()
-        }),
     }
 }

@@ -356,7 +356,10 @@ async fn nodes_come_for_pods_without_room_and_go_when_nobody_needs_them() {
     assert_eq!(pods.len(), 20);
     // The pods may have come in one burst or in several.
     let triggered = cluster.event("TriggeredScaleUp").await;
-    assert!(triggered.starts_with("pod triggered scale-up: [{default 1->"), "{triggered}");
+    assert!(
+        triggered.starts_with("pod triggered scale-up: [{default 1->"),
+        "{triggered}"
+    );
     assert_eq!(
         cluster.event("NotTriggerScaleUp").await,
         "pod didn't trigger scale-up: 1 max node group size reached"

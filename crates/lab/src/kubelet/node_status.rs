@@ -1,16 +1,12 @@
 //! The Node object: what a kubelet registers and keeps true.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::api::core::v1::{
-    Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
-};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -20,6 +16,7 @@ use tokio::sync::watch;
 use super::Context;
 use crate::controllers::events::{Severity, node_reference};
 use crate::node::NodeHandle;
+use crate::node_object;
 
 /// How often the plugins are asked while they are ready; the kubelet asks its runtime as often.
 const STATUS_PERIOD: Duration = Duration::from_secs(5);
@@ -81,9 +78,8 @@ async fn write(context: &Context, network: &NetworkReady) -> Result<(), kube::Er
     let known = match nodes.get_opt(&handle.name).await? {
         Some(known) => known,
         None => {
-            let created = nodes
-                .create(&PostParams::default(), &registration(handle))
-                .await?;
+            let node = node_object::registered(&handle.name, handle.address, handle.max_pods);
+            let created = nodes.create(&PostParams::default(), &node).await?;
             let message = format!("Node {} event: Registered Node {}", handle.name, handle.name);
             context
                 .recorder
@@ -97,7 +93,7 @@ async fn write(context: &Context, network: &NetworkReady) -> Result<(), kube::Er
             created
         }
     };
-    let labels = labels(&handle.name);
+    let labels = node_object::labels(&handle.name);
     if !labels
         .iter()
         .all(|(key, value)| known.metadata.labels.as_ref().and_then(|l| l.get(key)) == Some(value))
@@ -190,31 +186,6 @@ fn owner_of_lease(node: &NodeHandle) -> Option<Vec<OwnerReference>> {
     (!node.uid.is_empty()).then(|| vec![owner])
 }
 
-fn labels(name: &str) -> BTreeMap<String, String> {
-    let arch = architecture();
-    [
-        ("kubernetes.io/hostname", name),
-        ("kubernetes.io/os", "linux"),
-        ("kubernetes.io/arch", arch),
-        ("beta.kubernetes.io/os", "linux"),
-        ("beta.kubernetes.io/arch", arch),
-        ("node.kubernetes.io/instance-type", "weft-lab"),
-    ]
-    .map(|(key, value)| (key.to_owned(), value.to_owned()))
-    .into()
-}
-
-fn registration(handle: &NodeHandle) -> Node {
-    Node {
-        metadata: ObjectMeta {
-            name: Some(handle.name.clone()),
-            labels: Some(labels(&handle.name)),
-            ..ObjectMeta::default()
-        },
-        ..Node::default()
-    }
-}
-
 /// The node's status. Conditions of other writers in `before` stay as they are.
 fn status(handle: &NodeHandle, before: NodeStatus, network: &NetworkReady, now: Timestamp) -> NodeStatus {
     let ready = match network {
@@ -282,30 +253,11 @@ fn status(handle: &NodeHandle, before: NodeStatus, network: &NetworkReady, now: 
             None => conditions.push(condition),
         }
     }
-    let resources: BTreeMap<String, Quantity> = [
-        // Pods of a lab run nothing: what they request is never the limit, the number of pods is.
-        ("cpu", "1000".to_owned()),
-        ("memory", "4Ti".to_owned()),
-        ("ephemeral-storage", "4Ti".to_owned()),
-        ("pods", handle.max_pods.to_string()),
-    ]
-    .map(|(name, quantity)| (name.to_owned(), Quantity(quantity)))
-    .into();
-    let address = |kind: &str, address: String| NodeAddress {
-        type_: kind.to_owned(),
-        address,
-    };
     NodeStatus {
-        addresses: Some(vec![
-            address("InternalIP", handle.address.to_string()),
-            address("Hostname", handle.name.clone()),
-        ]),
-        capacity: Some(resources.clone()),
-        allocatable: Some(resources),
         conditions: Some(conditions),
         daemon_endpoints: Some(NodeDaemonEndpoints::default()),
         node_info: Some(system_info(handle)),
-        ..NodeStatus::default()
+        ..node_object::status(&handle.name, handle.address, handle.max_pods)
     }
 }
 
@@ -317,7 +269,7 @@ fn system_info(handle: &NodeHandle) -> NodeSystemInfo {
     };
     let version = format!("v1.36.0-weft-lab.{}", env!("CARGO_PKG_VERSION"));
     NodeSystemInfo {
-        architecture: architecture().to_owned(),
+        architecture: node_object::architecture().to_owned(),
         boot_id: read("/proc/sys/kernel/random/boot_id"),
         container_runtime_version: format!("weft://{}", env!("CARGO_PKG_VERSION")),
         kernel_version: read("/proc/sys/kernel/osrelease"),
@@ -328,15 +280,6 @@ fn system_info(handle: &NodeHandle) -> NodeSystemInfo {
         os_image: "Weft lab node".to_owned(),
         swap: None,
         system_uuid: handle.uid.clone(),
-    }
-}
-
-/// Go's name of the architecture, which is what Kubernetes labels hold.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
     }
 }
 
