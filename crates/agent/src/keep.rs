@@ -42,6 +42,7 @@ pub fn run<K: PodKernel>(
 ) {
     let mut pause = FULL_PASS;
     let mut failures = 0;
+    let mut adopting = true;
     loop {
         let mut occasions = match wakes.recv_timeout(pause) {
             Ok(wake) => vec![wake],
@@ -71,7 +72,10 @@ pub fn run<K: PodKernel>(
             Ok(mtu) => {
                 pods.set_blocks(&desired.blocks, desired.max_pods);
                 net.repaired("pod", pods.repair(mtu));
-                net.forget_other_versions();
+                if adopting {
+                    net.forget_other_versions();
+                    adopting = false;
+                }
                 saved.save(&desired);
                 (failures, pause) = (0, FULL_PASS);
                 Readiness::Ready { mtu }

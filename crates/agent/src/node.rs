@@ -374,6 +374,7 @@ impl NodeNet {
         let wanted = WeftNft {
             pod_cidrs: desired.pod_cidrs.iter().copied().collect(),
             non_masquerade: desired.non_masquerade.iter().copied().collect(),
+            blocks: desired.blocks.iter().map(|block| block.net()).collect(),
             node_addrs: desired.addresses.clone(),
             uplink: Some(uplink.name.clone()),
             overlay: OVERLAY.into(),

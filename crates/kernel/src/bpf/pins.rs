@@ -1,3 +1,4 @@
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -73,7 +74,7 @@ impl Pins {
         let entries = fs::read_dir(&self.root).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         for entry in entries.context("read directory", self.root.display())? {
             let path = entry.path();
-            if path != self.version {
+            if path != self.version && is_version(&entry.file_name()) {
                 fs::remove_dir_all(&path).context("remove pins", path.display())?;
             }
         }
@@ -97,6 +98,12 @@ impl Pins {
             removed => removed.context("remove pins", self.root.display()),
         }
     }
+}
+
+/// Whether a name is one of a version's directory. A BPF file system has entries of its own at its root.
+fn is_version(name: &OsStr) -> bool {
+    let number = name.to_str().and_then(|name| name.strip_prefix('v'));
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 /// Removes a file; that it isn't there is no error.
