@@ -307,16 +307,22 @@ async fn faults_refuse_and_recover() {
 
 #[tokio::test]
 async fn shutting_down_ends_watches_and_connections() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     let api = Fixture::start();
-    let stream = tokio::net::TcpStream::connect(api.address)
+    let mut stream = tokio::net::TcpStream::connect(api.address)
         .await
         .expect("it listens");
+    // A connection that was not accepted yet would be reset by the kernel.
+    stream
+        .write_all(b"GET /version HTTP/1.1\r\nHost: api\r\n\r\n")
+        .await
+        .expect("it reads");
+    let mut answer = vec![0; 4096];
+    let length = stream.read(&mut answer).await.expect("it answers");
+    assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
     api.server.shutdown().await;
     let mut rest = Vec::new();
-    let mut stream = stream;
-    tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest)
-        .await
-        .expect("closed in order");
-    assert_eq!(rest, b"");
+    stream.read_to_end(&mut rest).await.expect("closed in order");
     assert!(tokio::net::TcpStream::connect(api.address).await.is_err());
 }
