@@ -25,6 +25,8 @@ pub struct WeftNft {
     pub pod_cidrs: Vec<Ipv4Net>,
     /// Ranges outside the overlay that are reached with the pod's own address.
     pub non_masquerade: Vec<Ipv4Net>,
+    /// The ranges among those that this node's own pods have addresses of.
+    pub blocks: Vec<Ipv4Net>,
     /// Addresses of this node.
     pub node_addrs: Vec<Ipv4Addr>,
     /// The link that carries the overlay's packets, where it is known.
@@ -41,9 +43,11 @@ pub struct WeftNft {
 ///
 /// - `postrouting`: a pod's connection that leaves by a link that is not
 ///   Weft's, to an address that is neither a pod's nor exempt, is masqueraded
-///   (`outside`). A connection into the overlay from an address that nobody at
-///   the other end could answer to, a NodePort client's, gets the overlay
-///   device's address, which is the node's (`overlay`).
+///   (`outside`). A connection into the overlay whose source is neither this
+///   node's nor a pod's of it, a NodePort client's or that of a pod of another
+///   node, gets the overlay device's address, which is the node's (`overlay`):
+///   the other end believes this node no other source, and has to answer by
+///   this node.
 /// - `fence`, after all destination NAT and before source NAT: a pod's UDP to
 ///   the overlay's port is dropped. Masqueraded, it would come from a node,
 ///   whose packets other nodes believe. The pod's own program refuses this for
@@ -120,7 +124,7 @@ fn overlay(weft: &WeftNft) -> Chain {
         .iter()
         .copied()
         .map(Ipv4Net::from)
-        .chain(weft.pod_cidrs.iter().copied())
+        .chain(weft.blocks.iter().copied())
         .collect();
     let known = Ipv4Net::aggregate(&known)
         .into_iter()
@@ -236,6 +240,7 @@ mod tests {
         let weft = WeftNft {
             pod_cidrs: Vec::new(),
             non_masquerade: Vec::new(),
+            blocks: Vec::new(),
             node_addrs: Vec::new(),
             uplink: None,
             overlay: "weft0".to_owned(),

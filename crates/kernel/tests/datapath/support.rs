@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use weft_kernel::bpf::{Datapath, DropReason, Endpoint, ForwardPath, NodeConfig, Options, PrefixTarget};
+use weft_kernel::nft::{Nft, WeftNft, weft_table};
 use weft_kernel::process::{Signal, processes_in};
 use weft_kernel::rtnl::{Address, LinkSpec, Neighbour, Route, Rtnl, VxlanSpec};
 use weft_kernel::target::{Target, reconcile};
@@ -315,20 +316,20 @@ impl Node {
         node
     }
 
-    /// The rules that an agent keeps: pods leave with the node's address, and so does what only passes through the
-    /// node on its way into the overlay.
+    /// The rules that an agent keeps.
     fn masquerade(&self) {
-        let Self { block, underlay, .. } = self;
-        let rules = format!(
-            "table ip weft {{
-               chain postrouting {{
-                 type nat hook postrouting priority srcnat;
-                 ip saddr {block} ip daddr != {POOL} oifname eth0 masquerade fully-random
-                 oifname weft0 ip saddr != {{ {block}, {underlay} }} masquerade fully-random
-               }}
-             }}"
-        );
-        self.ns.feed("nft -f -", &rules);
+        let rules = WeftNft {
+            pod_cidrs: vec![POOL.parse().unwrap()],
+            non_masquerade: Vec::new(),
+            blocks: vec![self.block],
+            node_addrs: vec![self.underlay],
+            uplink: Some("eth0".to_owned()),
+            overlay: "weft0".to_owned(),
+            port_range: 32768..=65535,
+            vxlan_port: VXLAN_PORT,
+        };
+        let mut nft = Nft::open_in(&self.ns.netns).unwrap();
+        nft.apply(&weft_table(&rules).unwrap()).unwrap();
     }
 
     /// Tells the datapath about the cluster.

@@ -28,6 +28,7 @@ fn wanted() -> WeftNft {
     WeftNft {
         pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
         non_masquerade: vec!["10.1.0.0/16".parse().unwrap(), "10.3.0.0/24".parse().unwrap()],
+        blocks: vec!["10.244.1.0/24".parse().unwrap()],
         node_addrs: vec![NODE.parse().unwrap()],
         uplink: Some("eth0".to_owned()),
         overlay: "weft0".to_owned(),
@@ -169,7 +170,7 @@ fn nft_shows_the_table_as_it_was_meant() {
 
 	chain overlay {
 		ip saddr 10.224.0.4 return
-		ip saddr 10.244.0.0/16 return
+		ip saddr 10.244.1.0/24 return
 		counter packets 0 bytes 0 masquerade fully-random comment "stranger to remote pod"
 	}
 
