@@ -34,6 +34,10 @@ pub fn try_from_pod(skb: &mut Skb) -> Verdict {
     if ip.source != endpoint.address {
         return Err(DropReason::SpoofedAddress);
     }
+    // Where an interface has `route_localnet` the stack would take it for its own (CVE-2020-8558).
+    if ip.destination.is_v4_loopback() {
+        return Err(DropReason::Loopback);
+    }
     let destination = tables::prefix_of(ip.destination);
     if ip.protocol == PROTOCOL_UDP && ip.fragment != Fragment::Later {
         check_udp(skb, &ip, config, destination.map(|(kind, _)| kind))?;

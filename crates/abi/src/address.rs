@@ -38,6 +38,15 @@ impl Address {
         }
     }
 
+    /// Whether this is a loopback address of IPv4, 127.0.0.0/8 (RFC 1122 section 3.2.1.3).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_v4_loopback(self) -> bool {
+        let [high, low, mark, v4] = self.words;
+        let [first, ..] = v4.to_ne_bytes();
+        high == 0 && low == 0 && mark == Self::V4_MARK && first == 127
+    }
+
     /// From the two halfwords of an IPv4 address in a packet.
     #[inline(always)]
     #[must_use]

@@ -61,6 +61,7 @@ counted! {
         ArpTarget = "A pod asked by ARP for another address than its gateway.",
         DhcpServer = "A pod sent a packet as a DHCP server.",
         TunnelPort = "A pod sent UDP to a node's VXLAN port.",
+        Loopback = "A pod sent a packet to a loopback address.",
         NoBlock = "The destination is in the pod CIDR, in a block that no node holds.",
         TooBig = "The packet is longer than the overlay carries and the stack would not say so to the sender.",
         TunnelKey = "The kernel refused the tunnel parameters.",

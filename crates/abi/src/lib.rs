@@ -20,7 +20,7 @@ pub use maps::{Config, Endpoint, FlowKey, Prefix, PrefixKey, PrefixKind, names};
 
 /// Version of everything in this crate that both sides must agree on. Pins live under a directory named after it, so a
 /// node never mixes programs of one layout with maps of another. Raise it with every change of a layout or a meaning.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The gateway that every pod's default route points at. No device owns it; `from_pod` answers ARP for it.
 pub const GATEWAY: [u8; 4] = [169, 254, 1, 1];

@@ -18,6 +18,21 @@ fn addresses_are_sixteen_bytes_of_network_order() {
 }
 
 #[test]
+fn loopback_addresses_are_those_of_net_127() {
+    for (octets, loopback) in [
+        ([127, 0, 0, 1], true),
+        ([127, 255, 255, 255], true),
+        ([126, 255, 255, 255], false),
+        ([128, 0, 0, 0], false),
+        ([10, 0, 0, 127], false),
+    ] {
+        assert_eq!(Address::v4(octets).is_v4_loopback(), loopback, "{octets:?}");
+    }
+    let v6 = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1];
+    assert!(!Address::from_octets(v6).is_v4_loopback());
+}
+
+#[test]
 fn mac_addresses_keep_their_order() {
     let mac = Mac::new([1, 2, 3, 4, 5, 6]);
     assert_eq!(
@@ -36,7 +51,7 @@ fn mac_addresses_keep_their_order() {
 #[test]
 fn layouts_are_those_of_this_abi_version() {
     use core::mem::{offset_of, size_of};
-    assert_eq!(ABI_VERSION, 1);
+    assert_eq!(ABI_VERSION, 2);
     assert_eq!(
         [
             size_of::<Config>(),

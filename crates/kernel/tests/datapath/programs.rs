@@ -144,6 +144,16 @@ fn a_pods_packets_are_checked_and_sent_on_their_way() {
             Want::Pass(F::PodToStack),
         ),
         (
+            "to the node's loopback address",
+            bench.sent(&to(Ipv4Addr::LOCALHOST)),
+            Want::Drop(D::Loopback),
+        ),
+        (
+            "to the last of the loopback addresses",
+            bench.sent(&to(Ipv4Addr::new(127, 255, 255, 255))),
+            Want::Drop(D::Loopback),
+        ),
+        (
             "to an address of the block that no pod has",
             bench.sent(&to(ABSENT_POD)),
             Want::Pass(F::PodToStack),
