@@ -1,7 +1,6 @@
 //! Things that break, on purpose.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use weft_kernel::NetNs;
 use weft_kernel::nft::Nft;
-use weft_kernel::process::{Enter, Signal, enter};
+use weft_kernel::process::Signal;
 use weft_kernel::rtnl::Rtnl;
 use weft_model::{UserError, codes};
 
@@ -47,7 +46,7 @@ pub enum FaultKind {
     Mtu,
     /// The node is cut from its VNet.
     Partition,
-    /// Somebody flushes the node's nftables rules.
+    /// Somebody removes the agent's nftables table.
     FlushNft,
     /// The node loses power and comes back.
     RebootNode,
@@ -105,7 +104,7 @@ impl FaultKind {
             Self::Loss => "lose --value percent (20) of the packets that the node sends",
             Self::Mtu => "give the node's link an MTU of --value (1400) bytes",
             Self::Partition => "cut the node from its VNet",
-            Self::FlushNft => "remove all nftables rules of the node, once",
+            Self::FlushNft => "remove the agent's nftables table, once",
             Self::RebootNode => {
                 "power off the node and start it again: processes, links and pins are gone, the disk stays"
             }
@@ -242,10 +241,11 @@ impl Daemon {
             FaultKind::Loss => {
                 lasting = true;
                 let percent = request.value.unwrap_or(DEFAULT_LOSS);
-                if !(1..=100).contains(&percent) {
-                    return Err(out_of_range("loss", percent, "1 to 100 percent"));
-                }
-                self.set_loss(machine, percent).await?;
+                let share = u8::try_from(percent)
+                    .ok()
+                    .filter(|share| (1..=100).contains(share))
+                    .ok_or_else(|| out_of_range("loss", percent, "1 to 100 percent"))?;
+                self.set_loss(machine, share).await?;
                 format!("{percent} % of what it sends is lost")
             }
             FaultKind::FlushNft => {
@@ -258,9 +258,9 @@ impl Daemon {
                 })
                 .await?;
                 if had {
-                    "nftables rules removed"
+                    "nftables table removed"
                 } else {
-                    "there were no nftables rules"
+                    "there was no nftables table"
                 }
                 .to_owned()
             }
@@ -319,45 +319,17 @@ impl Daemon {
         .await
     }
 
-    /// Loses that share of the packets a node sends, at its port of the switch.
-    ///
-    /// The lab has no rules of its own for this; it asks `nft`, which only this fault needs.
-    async fn set_loss(&self, machine: &RunningMachine, percent: u32) -> Result<(), UserError> {
+    /// Loses that share of the packets a node sends, as they arrive at the switch.
+    async fn set_loss(&self, machine: &RunningMachine, percent: u8) -> Result<(), UserError> {
         let switch = VnetNames::of(&self.state().config.vnet).switch;
-        let port = vnet::port_name(machine.handle.address);
-        let table = format!("weft_loss_{port}");
-        let mut script = format!("add table netdev {table}\ndelete table netdev {table}\n");
-        if percent > 0 {
-            script += &format!(
-                "add table netdev {table}\n\
-                 add chain netdev {table} ingress {{ type filter hook ingress device {port} priority 0; }}\n\
-                 add rule netdev {table} ingress numgen random mod 100 < {percent} drop\n"
-            );
-        }
-        let node = machine.handle.name.clone();
+        let (port, node) = (
+            vnet::port_name(machine.handle.address),
+            machine.handle.name.clone(),
+        );
         blocking(move || {
-            let failed = |error: &dyn std::fmt::Display| {
-                UserError::new(
-                    codes::NFTABLES,
-                    format!("fault on {node}: nft: {error}"),
-                    "install nftables (apt install nftables)",
-                )
-            };
-            let netns = NetNs::named(&switch).map_err(|error| failed(&error))?;
-            let mut nft = Command::new("nft");
-            nft.arg(script);
-            enter(&mut nft, &netns, Enter::default()).map_err(|error| failed(&error))?;
-            let output = nft.output().map_err(|error| failed(&error))?;
-            if output.status.success() {
-                Ok(())
-            } else {
-                Err(failed(
-                    &String::from_utf8_lossy(&output.stderr)
-                        .lines()
-                        .next()
-                        .unwrap_or_default(),
-                ))
-            }
+            NetNs::named(&switch)
+                .and_then(|switch| Nft::open_in(&switch)?.lose(&port, percent))
+                .map_err(|error| fault_error(&node, &error))
         })
         .await
     }

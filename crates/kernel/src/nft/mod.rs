@@ -2,6 +2,7 @@
 //! ready, so that restoring it after somebody's flush costs one system call.
 
 mod consts;
+mod loss;
 mod monitor;
 mod table;
 mod weft;

@@ -372,7 +372,12 @@ impl Batch {
 
 /// A request of nf_tables for the family `ip`.
 pub(super) fn message(kind: u16, flags: u16) -> Message {
-    Message::new(kind, NLM_F_REQUEST | flags).raw(&[libc::AF_INET as u8, 0, 0, 0])
+    message_of(libc::AF_INET as u8, kind, flags)
+}
+
+/// A request of nf_tables for a family (include/uapi/linux/netfilter.h, `NFPROTO_*`).
+pub(super) fn message_of(family: u8, kind: u16, flags: u16) -> Message {
+    Message::new(kind, NLM_F_REQUEST | flags).raw(&[family, 0, 0, 0])
 }
 
 fn mark(kind: u16) -> Message {
@@ -384,7 +389,7 @@ fn mark(kind: u16) -> Message {
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
 
-fn expression(list: Message, name: &str, data: impl FnOnce(Message) -> Message) -> Message {
+pub(super) fn expression(list: Message, name: &str, data: impl FnOnce(Message) -> Message) -> Message {
     list.nest(NFTA_LIST_ELEM, |element| {
         element.str(NFTA_EXPR_NAME, name).nest(NFTA_EXPR_DATA, data)
     })
@@ -405,7 +410,7 @@ fn payload(list: Message, base: u32, offset: u32, length: u32) -> Message {
     })
 }
 
-fn compare(list: Message, operation: u32, value: &[u8]) -> Message {
+pub(super) fn compare(list: Message, operation: u32, value: &[u8]) -> Message {
     expression(list, "cmp", |data| {
         data.be32(NFTA_CMP_SREG, NFT_REG_1)
             .be32(NFTA_CMP_OP, operation)
@@ -453,7 +458,7 @@ fn immediate(list: Message, register: u32, port: u16) -> Message {
     })
 }
 
-fn verdict(list: Message, code: i32, chain: Option<&str>) -> Message {
+pub(super) fn verdict(list: Message, code: i32, chain: Option<&str>) -> Message {
     expression(list, "immediate", |data| {
         data.be32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT)
             .nest(NFTA_IMMEDIATE_DATA, |nested| {

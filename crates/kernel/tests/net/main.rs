@@ -2,6 +2,7 @@
 //! They need root; without it each says that it was skipped.
 
 mod links;
+mod loss;
 mod netns;
 mod nft;
 mod support;
