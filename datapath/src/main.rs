@@ -10,6 +10,7 @@
 mod overlay;
 mod pod;
 mod skb;
+mod stack;
 mod tables;
 mod transport;
 mod uplink;

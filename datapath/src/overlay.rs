@@ -6,9 +6,9 @@ use weft_abi::{
 };
 
 use crate::{
-    pod::{HOST_VNI, belongs_to_stack, ethertype, flow_of, parse_ipv4, to_peer},
+    pod::{HOST_VNI, ethertype, parse_ipv4, to_peer},
     skb::Skb,
-    tables, transport,
+    stack, tables, transport,
     verdict::{Action, Verdict},
 };
 
@@ -25,9 +25,7 @@ pub fn try_to_overlay(skb: &mut Skb) -> Verdict {
         Some(PrefixKind::SelfNode) => (HOST_VNI, ForwardPath::NodeToOverlay),
         Some(PrefixKind::LocalBlock) => {
             let endpoint = tables::endpoint_by_addr(ip.source).ok_or(DropReason::ForeignSourceFromStack)?;
-            if let Some(flow) = flow_of(skb, &ip)? {
-                tables::note_stack_flow(&flow, endpoint);
-            }
+            stack::note(skb, &ip, endpoint)?;
             (Vni::from_raw(endpoint.identity), ForwardPath::StackToOverlay)
         }
         _ => return Err(DropReason::ForeignSourceFromStack),
@@ -57,8 +55,11 @@ pub fn try_from_overlay(skb: &mut Skb) -> Verdict {
         return Err(DropReason::ForgedIdentity);
     }
     if let Some(pod) = tables::endpoint_by_addr(ip.destination) {
-        if pod.has_stack_flows() && belongs_to_stack(skb, &ip)? {
-            return to_stack(skb);
+        if pod.has_stack_flows() {
+            if stack::awaits(skb, &ip)? {
+                return to_stack(skb);
+            }
+            stack::forget(skb, &ip);
         }
         return to_peer(skb, pod, ForwardPath::OverlayToPod);
     }

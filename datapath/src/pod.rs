@@ -1,16 +1,16 @@
 //! Programs of a pod's host-side veth.
 
 use weft_abi::{
-    Address, Config, DropReason, Endpoint, FlowKey, ForwardPath, GATEWAY, Identity, PrefixKind, Vni,
+    Address, Config, DropReason, Endpoint, ForwardPath, GATEWAY, Identity, PrefixKind, Vni,
     packet::{
         Arp, ArpOperation, DHCP_SERVER_PORT, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Fragment,
-        IPV4_HALFWORDS, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, Transport, wire_len,
+        IPV4_HALFWORDS, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, wire_len,
     },
 };
 
 use crate::{
     skb::Skb,
-    tables, transport,
+    stack, tables, transport,
     verdict::{Action, Verdict},
 };
 
@@ -42,12 +42,17 @@ pub fn try_from_pod(skb: &mut Skb) -> Verdict {
     if ip.protocol == PROTOCOL_UDP && ip.fragment != Fragment::Later {
         check_udp(skb, &ip, config, destination.map(|(kind, _)| kind))?;
     }
-    if endpoint.has_stack_flows() && belongs_to_stack(skb, &ip)? {
+    if endpoint.has_stack_flows() && stack::awaits(skb, &ip)? {
         return Ok(Action::Pass(ForwardPath::PodToStack));
     }
     match destination {
         Some((PrefixKind::LocalBlock, _)) => match tables::endpoint_by_addr(ip.destination) {
-            Some(peer) => to_peer(skb, peer, ForwardPath::PodToPod),
+            Some(peer) => {
+                if peer.has_stack_flows() {
+                    stack::forget(skb, &ip);
+                }
+                to_peer(skb, peer, ForwardPath::PodToPod)
+            }
             // The stack has an unreachable route for the block and tells the sender.
             None => Ok(Action::Pass(ForwardPath::PodToStack)),
         },
@@ -59,6 +64,9 @@ pub fn try_from_pod(skb: &mut Skb) -> Verdict {
                     // The stack's route to another node is the uplink, where the packet would fit.
                     _ => Err(DropReason::TooBig),
                 };
+            }
+            if endpoint.has_stack_flows() {
+                stack::forget(skb, &ip);
             }
             let vni = Vni::from_raw(endpoint.identity);
             transport::send(skb, config, prefix.underlay, vni, ForwardPath::PodToOverlay)
@@ -78,10 +86,8 @@ pub fn try_to_pod(skb: &mut Skb) -> Verdict {
     }
     let endpoint = tables::endpoint_by_ifindex(skb.ifindex()).ok_or(DropReason::NoEndpoint)?;
     let ip = parse_ipv4(skb)?;
-    if tables::kind_of(ip.source).is_some_and(PrefixKind::bypasses_stack)
-        && let Some(flow) = flow_of(skb, &ip)?
-    {
-        tables::note_stack_flow(&flow, endpoint);
+    if tables::kind_of(ip.source).is_some_and(PrefixKind::bypasses_stack) {
+        stack::note(skb, &ip, endpoint)?;
     }
     Ok(Action::Pass(ForwardPath::StackToPod))
 }
@@ -108,39 +114,6 @@ pub fn parse_ipv4(skb: &mut Skb) -> Result<Ipv4, DropReason> {
 pub fn to_peer(skb: &mut Skb, pod: &Endpoint, path: ForwardPath) -> Verdict {
     skb.set_macs(pod.mac, pod.host_mac).ok_or(DropReason::Malformed)?;
     Ok(Action::RedirectPeer(path, pod.ifindex))
-}
-
-/// The flow of a packet with a transport header of its own; `None` for later fragments and ICMP errors.
-#[inline(always)]
-pub fn flow_of(skb: &Skb, ip: &Ipv4) -> Result<Option<FlowKey>, DropReason> {
-    if ip.fragment == Fragment::Later {
-        return Ok(None);
-    }
-    match transport_of(skb, ip)? {
-        Transport::Ports { source, destination } => Ok(Some(ip.flow(source, destination))),
-        Transport::IcmpError => Ok(None),
-    }
-}
-
-/// Whether the stack has to see a packet of an endpoint with stack flows: a reply of such a flow, or one of which that
-/// cannot be told, because it is a fragment or an ICMP error.
-#[inline(always)]
-pub fn belongs_to_stack(skb: &Skb, ip: &Ipv4) -> Result<bool, DropReason> {
-    if ip.fragment != Fragment::Whole {
-        return Ok(true);
-    }
-    Ok(match transport_of(skb, ip)? {
-        Transport::Ports { source, destination } => {
-            tables::is_reply_of_stack_flow(&ip.flow(source, destination))
-        }
-        Transport::IcmpError => true,
-    })
-}
-
-#[inline(always)]
-fn transport_of(skb: &Skb, ip: &Ipv4) -> Result<Transport, DropReason> {
-    let bytes = skb.load(ip.transport_offset()).ok_or(DropReason::Malformed)?;
-    Ok(Transport::parse(ip.protocol, &bytes))
 }
 
 #[inline(always)]

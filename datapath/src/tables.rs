@@ -82,7 +82,7 @@ pub fn is_node(underlay: Address) -> bool {
 /// the note of a living flow is never the least recently used, and comes back should it have been evicted.
 #[inline(always)]
 pub fn note_stack_flow(flow: &FlowKey, endpoint: &Endpoint) {
-    if STACK_FLOWS.get_ptr(flow).is_none() {
+    if !is_stack_flow(flow) {
         // A full map makes room by itself; if the kernel has no memory, the next packet tries again.
         let _ = STACK_FLOWS.insert(flow, 1, u64::from(BPF_ANY));
     }
@@ -90,10 +90,17 @@ pub fn note_stack_flow(flow: &FlowKey, endpoint: &Endpoint) {
     flag_stack_flows(ENDPOINTS_BY_IFINDEX.get_ptr_mut(endpoint.ifindex));
 }
 
-/// Whether the stack carries the flow whose other direction this packet is.
+/// Whether the stack carries this flow.
 #[inline(always)]
-pub fn is_reply_of_stack_flow(flow: &FlowKey) -> bool {
-    STACK_FLOWS.get_ptr(flow.reversed()).is_some()
+pub fn is_stack_flow(flow: &FlowKey) -> bool {
+    STACK_FLOWS.get_ptr(flow).is_some()
+}
+
+/// Takes a note away. Returns whether there was one.
+#[inline(always)]
+pub fn forget_stack_flow(flow: &FlowKey) -> bool {
+    // Looking first: most flows have no note, and removing one takes a lock.
+    is_stack_flow(flow) && STACK_FLOWS.remove(flow).is_ok()
 }
 
 #[inline(always)]

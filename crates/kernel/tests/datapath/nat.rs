@@ -4,9 +4,10 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use weft_kernel::NetNs;
 use weft_kernel::bpf::{ForwardPath, Options};
+use weft_kernel::sockets::udp_socket;
 
 use crate::needs_root;
-use crate::support::{Cluster, Counts, Pod, megabyte, tcp_echo, udp_echo};
+use crate::support::{Cluster, Counts, PATIENCE, Pod, megabyte, tcp_echo, udp_echo};
 
 const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 10), 80);
 const NODE_PORT: u16 = 30_080;
@@ -190,6 +191,37 @@ fn flows_beside_a_translated_one_stay_on_the_fast_path() {
 }
 
 #[test]
+fn a_direct_flow_in_the_place_of_a_translated_one_passes_both_stacks_by() {
+    needs_root!();
+    let mut cluster = Cluster::new(2);
+    let (client, server) = (cluster.pod(0, 1), cluster.pod(1, 2));
+    cluster.nodes[0].dnat(&to_vip(&server));
+    let listen = backend(&server);
+    let listening = udp_socket(&server.ns.netns, listen.into()).unwrap();
+    // One socket, so that both flows have the same ports.
+    let sending = udp_socket(&client.ns.netns, SocketAddrV4::new(client.address, 5000).into()).unwrap();
+    for socket in [&listening, &sending] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    let round_trip = |to: SocketAddrV4| {
+        let mut buffer = [0; 16];
+        sending.send_to(b"hello", to).unwrap();
+        let (length, peer) = listening.recv_from(&mut buffer).unwrap();
+        listening.send_to(&buffer[..length], peer).unwrap();
+        sending.recv_from(&mut buffer).unwrap().1
+    };
+    for _ in 0..2 {
+        assert_eq!(round_trip(VIP), VIP.into());
+        let before = cluster.counts();
+        assert_eq!(round_trip(listen), listen.into());
+        let each = Counts::default()
+            .forward(ForwardPath::PodToOverlay, 1)
+            .forward(ForwardPath::OverlayToPod, 1);
+        assert_eq!(cluster.since(&before), [each.clone(), each]);
+    }
+}
+
+#[test]
 fn a_flow_in_use_outlives_more_others_than_there_is_room_for() {
     needs_root!();
     let mut cluster = Cluster::with(2, |options| Options {
@@ -201,8 +233,7 @@ fn a_flow_in_use_outlives_more_others_than_there_is_room_for() {
     let living = crate::support::Echo::start(&client.ns.netns, &server.ns.netns, backend(&server), VIP);
     for _ in 0..40 {
         for _ in 0..100 {
-            let other = weft_kernel::sockets::udp_socket(&client.ns.netns, (Ipv4Addr::UNSPECIFIED, 0).into())
-                .unwrap();
+            let other = udp_socket(&client.ns.netns, (Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
             other.send_to(b"", VIP).unwrap();
         }
         living.round_trip();

@@ -641,6 +641,86 @@ fn replies_of_translated_flows_and_only_those_go_up_the_stack() {
 }
 
 #[test]
+fn a_note_is_forgotten_when_a_packet_of_its_flow_passes_the_stack_by_or_comes_back_untranslated() {
+    use ForwardPath as F;
+    needs_root!();
+    let mut bench = Bench::new();
+    let (pod, peer) = (bench.pod.address, bench.peer.address);
+    let (at_pod, at_peer) = (bench.pod.endpoint, bench.peer.endpoint);
+    let from = |source: weft_kernel::bpf::Endpoint, packet: &Ip| {
+        ethernet(source.host_mac, source.mac, IPV4, &packet.bytes())
+    };
+    let to = |target: weft_kernel::bpf::Endpoint, packet: &Ip| {
+        ethernet(target.mac, target.host_mac, IPV4, &packet.bytes())
+    };
+    let fast = |target: weft_kernel::bpf::Endpoint| Want::Redirect(F::PodToPod, target.mac, target.host_mac);
+    let up = || Want::Pass(F::PodToStack);
+    let down = || Want::Pass(F::StackToPod);
+    let request = Ip::udp(peer, pod);
+    let reply = Ip::udp_ports(pod, 2000, peer, 1000);
+    let echo = Ip::icmp(peer, pod, ICMP_ECHO);
+
+    // The peer speaks to the pod through a service, then directly from the same port.
+    let (sent, answered) = (from(at_peer, &request), from(at_pod, &reply));
+    bench.check(
+        Program::ToPod,
+        at_pod.ifindex,
+        "translated",
+        &to(at_pod, &request),
+        &down(),
+    );
+    bench.check(Program::FromPod, at_pod.ifindex, "its reply", &answered, &up());
+    for (row, packet) in [
+        ("another flow", Ip::udp_ports(peer, 1001, pod, 2000)),
+        ("a fragment", request.clone().with_fragment(MORE_FRAGMENTS)),
+        ("a query", echo.clone()),
+    ] {
+        let frame = from(at_peer, &packet);
+        bench.check(Program::FromPod, at_peer.ifindex, row, &frame, &fast(at_pod));
+        bench.check(Program::FromPod, at_pod.ifindex, row, &answered, &up());
+    }
+    bench.check(Program::FromPod, at_peer.ifindex, "direct", &sent, &fast(at_pod));
+    bench.check(
+        Program::FromPod,
+        at_pod.ifindex,
+        "its direct reply",
+        &answered,
+        &fast(at_peer),
+    );
+
+    // The peer's first packet went up the stack although nothing there translates it.
+    bench.check(
+        Program::ToPod,
+        at_pod.ifindex,
+        "too early",
+        &to(at_pod, &request),
+        &down(),
+    );
+    bench.check(Program::FromPod, at_pod.ifindex, "its reply", &answered, &up());
+    bench.check(
+        Program::ToPod,
+        at_peer.ifindex,
+        "its reply, untranslated",
+        &to(at_peer, &reply),
+        &down(),
+    );
+    bench.check(
+        Program::FromPod,
+        at_peer.ifindex,
+        "the second",
+        &sent,
+        &fast(at_pod),
+    );
+    bench.check(
+        Program::FromPod,
+        at_pod.ifindex,
+        "its reply",
+        &answered,
+        &fast(at_peer),
+    );
+}
+
+#[test]
 fn nothing_of_pods_passes_the_uplink_outside_the_overlay() {
     use DropReason as D;
     needs_root!();
