@@ -29,8 +29,6 @@ use crate::pods::Pods;
 use crate::saved::Saved;
 use crate::wiring::{PodKernel, Wiring};
 use anyhow::Context;
-use kube::Client;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
@@ -77,20 +75,6 @@ pub struct Args {
     /// Where to serve /metrics, /healthz and /readyz.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9465")]
     pub metrics_address: SocketAddr,
-
-    /// How log lines look.
-    #[arg(long, value_enum, default_value_t)]
-    pub log_format: LogFormat,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// For machines: one JSON object a line.
-    Json,
 }
 
 /// Runs the agent until SIGTERM or SIGINT, in the network namespace of the calling process.
@@ -99,7 +83,6 @@ pub enum LogFormat {
 /// What keeps the agent from starting at all. What can pass by itself, such as an API server that is away, is waited
 /// for.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    start_logging(args.log_format);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
@@ -154,7 +137,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         serve::run(&listener, &handler, &counted);
     })?;
 
-    let client = client(args.kubeconfig.as_deref()).await?;
+    let client = weft_api::client(weft_api::config(args.kubeconfig.as_deref(), None).await?)?;
     let mut saved = Saved::open(&args.state_dir);
     let (view, mut views) = channel::channel(watch::View {
         desired: saved.last().cloned().map(Arc::new),
@@ -212,19 +195,6 @@ impl Drop for Vital {
     }
 }
 
-fn start_logging(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    // A second subscriber in one process is an embedding test's business.
-    let _ = match format {
-        LogFormat::Text => builder.with_ansi(false).try_init(),
-        LogFormat::Json => builder.json().try_init(),
-    };
-}
-
 fn open_ledger(state_dir: &Path) -> anyhow::Result<(Ledger, Recovery)> {
     let clock = SystemClock::new().context("read the kernel's boot ID")?;
     Ok(Ledger::open(&state_dir.join("ledger.redb"), Arc::new(clock)).map_err(UserError::from)?)
@@ -251,33 +221,6 @@ fn recover(wiring: &impl PodKernel, ledger: &Ledger, recovery: &Recovery) {
             tracing::error!(attachment = %attachment.key, %error, "could not give back the address of an earlier boot");
         }
     }
-}
-
-async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let unusable = |error: &dyn std::fmt::Display| {
-                let message = format!("kubeconfig {}: {error}", path.display());
-                UserError::new(
-                    codes::KUBECONFIG,
-                    message,
-                    "kubectl config view --kubeconfig FILE",
-                )
-            };
-            let kubeconfig = Kubeconfig::read_from(path).map_err(|error| unusable(&error))?;
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .map_err(|error| unusable(&error))?
-        }
-        None => kube::Config::infer().await.map_err(|error| {
-            UserError::new(
-                codes::KUBECONFIG,
-                error.to_string(),
-                "name a kubeconfig with --kubeconfig FILE",
-            )
-        })?,
-    };
-    Ok(Client::try_from(config)?)
 }
 
 async fn serve_metrics(address: SocketAddr, metrics: Arc<Metrics>, readiness: channel::Receiver<Readiness>) {

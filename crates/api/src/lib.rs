@@ -1,4 +1,4 @@
-//! Weft's Kubernetes types and their conversion to the model.
+//! Weft's Kubernetes types, their conversion to the model, and clients to get them with.
 //!
 //! All types are cluster-scoped, in group `weft.dev`, version `v1alpha1`. Their
 //! doc comments are the texts of `kubectl explain`. Addresses and ranges are
@@ -10,6 +10,7 @@
     reason = "every printer column has a type of its own; the lint does not see the parentheses"
 )]
 
+mod connect;
 mod node_network;
 mod node_slice;
 mod pod_pool;
@@ -18,6 +19,7 @@ mod schema;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
+pub use connect::{client, config, root_cause};
 pub use node_network::{
     AddressCounts, NodeBlock, NodeNetwork, NodeNetworkError, NodeNetworkSpec, NodeNetworkStatus, Transport,
 };

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::cluster::ip::IpCommand;
 use crate::cluster::status::StatusArgs;
 use crate::lab::args::LabCommand;
+use crate::log::LogFormat;
 
 /// Pod networks in the way of Azure CNI Overlay, on any Linux nodes.
 #[derive(Debug, Parser)]
@@ -17,6 +18,17 @@ pub(crate) struct Cli {
     pub no_color: bool,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Arguments of what runs until it is told to end.
+#[derive(Debug, Args)]
+pub(crate) struct Service<A: Args> {
+    #[command(flatten)]
+    pub(crate) args: A,
+
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) log_format: LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -30,9 +42,9 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Ip(IpCommand),
     /// Run the node agent
-    Agent(weft_agent::Args),
+    Agent(Service<weft_agent::Args>),
     /// Run the operator
-    Operator(weft_operator::Args),
+    Operator(Service<weft_operator::Args>),
     /// Explain an error code such as WEFT-1003; without a code, list them all
     Explain {
         /// The code, with or without "WEFT-"

@@ -6,6 +6,7 @@ mod args;
 mod cluster;
 mod explain;
 mod lab;
+mod log;
 mod out;
 
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use serde_json::json;
 use weft_model::{Code, UserError, codes};
 
 use crate::args::{Cli, Command, Output};
+use crate::log::LogFormat;
 
 /// Everything was as it should be.
 pub(crate) const OK: u8 = 0;
@@ -47,8 +49,8 @@ fn run(command: Command) -> Result<u8, UserError> {
         Command::Lab(command) => lab::run(*command),
         Command::Status(args) => cluster::status::run(&args),
         Command::Ip(command) => cluster::ip::run(&command),
-        Command::Agent(args) => service(weft_agent::run(args)),
-        Command::Operator(args) => service(weft_operator::run(args)),
+        Command::Agent(args) => service(args.log_format, weft_agent::run(args.args)),
+        Command::Operator(args) => service(args.log_format, weft_operator::run(args.args)),
         Command::Explain { code } => explain::run(code.as_deref()),
         Command::Completion { shell } => {
             let mut script = Vec::new();
@@ -61,7 +63,11 @@ fn run(command: Command) -> Result<u8, UserError> {
 }
 
 /// Runs what runs until it is told to end.
-fn service(running: impl Future<Output = anyhow::Result<()>>) -> Result<u8, UserError> {
+fn service(
+    log_format: LogFormat,
+    running: impl Future<Output = anyhow::Result<()>>,
+) -> Result<u8, UserError> {
+    log::start(log_format);
     runtime()?
         .block_on(running)
         .map(|()| OK)

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use weft_api::{GROUP, NodeNetwork, NodeSlice, PodPool};
 use weft_model::{UserError, codes};
 
-use crate::connect::root_cause;
+use weft_api::root_cause;
 
 /// Objects asked for at a time.
 const PAGE: u32 = 500;

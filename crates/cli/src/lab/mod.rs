@@ -23,7 +23,8 @@ use weft_model::UserError;
 use self::args::LabCommand;
 use self::steps::Steps;
 use crate::args::Output;
-use crate::{DEGRADED, OK, USAGE, out, runtime};
+use crate::log::LogFormat;
+use crate::{DEGRADED, OK, USAGE, log, out, runtime};
 
 /// Carries out a `weft lab` command; returns its exit code.
 pub(crate) fn run(command: LabCommand) -> Result<u8, UserError> {
@@ -154,13 +155,7 @@ pub(crate) fn run(command: LabCommand) -> Result<u8, UserError> {
             Ok(OK)
         }
         LabCommand::Daemon { name } => {
-            tracing_subscriber::fmt()
-                .with_writer(std::io::stderr)
-                .with_ansi(false)
-                .with_env_filter(
-                    tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| "info".into()),
-                )
-                .init();
+            log::start(LogFormat::Text);
             runtime()?.block_on(weft_lab::run_daemon(ClusterDir::new(&name)?))?;
             Ok(OK)
         }
