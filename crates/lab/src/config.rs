@@ -1,11 +1,13 @@
 //! What a cluster is to be, checked before anything of it exists.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use weft_model::{BlockSize, PodCidr, UserError, codes, first_overlap, parse_cidr};
 
+use crate::autoscaler;
 use crate::node::NodeRange;
 use crate::vnet::Subnet;
 
@@ -36,6 +38,8 @@ pub struct ClusterRequest {
     pub min_count: Option<u32>,
     /// `--max-count`.
     pub max_count: Option<u32>,
+    /// `--scale-down-unneeded-time`; where absent [`autoscaler::Config::IDLE`].
+    pub scale_down_unneeded_time: Option<Duration>,
 }
 
 /// A cluster that can be built.
@@ -60,9 +64,9 @@ pub struct ClusterConfig {
     pub service_cidr: Ipv4Net,
     /// The address of the cluster's DNS Service.
     pub dns_service_ip: Ipv4Addr,
-    /// How far the number of nodes may move; absent where it may not.
+    /// How the number of nodes follows the pods; absent where it doesn't.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub autoscaler: Option<NodeRange>,
+    pub autoscaler: Option<autoscaler::Config>,
 }
 
 /// Default of `--vnet-subnet-prefix`, as AKS has it.
@@ -70,6 +74,10 @@ pub const DEFAULT_SUBNET: &str = "10.224.0.0/16";
 
 /// Largest number of nodes of a lab cluster; each is a namespace and a process.
 pub const MAX_NODES: u32 = 200;
+
+/// Bounds of `--scale-down-unneeded-time`.
+pub const SCALE_DOWN_UNNEEDED: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
 
 /// Bounds of `--max-pods`, as AKS has them.
 pub const MAX_PODS: std::ops::RangeInclusive<u32> = 10..=250;
@@ -146,7 +154,7 @@ impl ClusterConfig {
     /// # Errors
     /// The bound that would be crossed.
     pub fn check_node_count(&self, count: u32) -> Result<(), UserError> {
-        if let Some(range) = self.autoscaler
+        if let Some(autoscaler::Config { range, .. }) = self.autoscaler
             && !(range.min..=range.max).contains(&count)
         {
             return Err(UserError::new(
@@ -263,13 +271,21 @@ fn dns_service_ip(request: &ClusterRequest, service_cidr: Ipv4Net) -> Result<Ipv
     Ok(address)
 }
 
-fn autoscaler(request: &ClusterRequest) -> Result<Option<NodeRange>, UserError> {
+fn autoscaler(request: &ClusterRequest) -> Result<Option<autoscaler::Config>, UserError> {
     if !request.autoscaler {
-        return match (request.min_count, request.max_count) {
-            (None, None) => Ok(None),
-            _ => Err(UserError::new(
+        let given = [
+            ("--min-count", request.min_count.is_some()),
+            ("--max-count", request.max_count.is_some()),
+            (
+                "--scale-down-unneeded-time",
+                request.scale_down_unneeded_time.is_some(),
+            ),
+        ];
+        return match given.into_iter().find(|(_, given)| *given) {
+            None => Ok(None),
+            Some((flag, _)) => Err(UserError::new(
                 codes::CONFLICTING_FLAGS,
-                "--min-count and --max-count bound the cluster autoscaler, which is off",
+                format!("{flag} is about the cluster autoscaler, which is off"),
                 "add --enable-cluster-autoscaler",
             )),
         };
@@ -297,7 +313,24 @@ fn autoscaler(request: &ClusterRequest) -> Result<Option<NodeRange>, UserError> 
             format!("use --node-count {}", request.node_count.clamp(min, max)),
         );
     }
-    Ok(Some(NodeRange { min, max }))
+    let idle = request
+        .scale_down_unneeded_time
+        .unwrap_or(autoscaler::Config::IDLE);
+    if !SCALE_DOWN_UNNEEDED.contains(&idle) {
+        return Err(UserError::new(
+            codes::OUT_OF_RANGE,
+            format!(
+                "--scale-down-unneeded-time {idle:?} is outside {:?} to {:?}",
+                SCALE_DOWN_UNNEEDED.start(),
+                SCALE_DOWN_UNNEEDED.end()
+            ),
+            format!("leave the flag out for {:?}", autoscaler::Config::IDLE),
+        ));
+    }
+    Ok(Some(autoscaler::Config {
+        range: NodeRange { min, max },
+        idle,
+    }))
 }
 
 fn check_room(
@@ -305,7 +338,7 @@ fn check_room(
     pod_cidr: PodCidr,
     block_size: BlockSize,
     subnet: Subnet,
-    autoscaler: Option<NodeRange>,
+    autoscaler: Option<autoscaler::Config>,
 ) -> Result<(), UserError> {
     let blocks = pod_cidr.blocks(block_size);
     if blocks == 0 {
@@ -320,7 +353,7 @@ fn check_room(
     }
     check_count(request.node_count, pod_cidr, block_size, subnet)?;
     match autoscaler {
-        Some(range) => check_count(range.max, pod_cidr, block_size, subnet),
+        Some(config) => check_count(config.range.max, pod_cidr, block_size, subnet),
         None => Ok(()),
     }
 }
@@ -388,6 +421,7 @@ mod tests {
             autoscaler: false,
             min_count: None,
             max_count: None,
+            scale_down_unneeded_time: None,
         }
     }
 
@@ -439,7 +473,13 @@ mod tests {
             ..request()
         };
         let config = ClusterConfig::check(&bounded, |_| None).unwrap();
-        assert_eq!(config.autoscaler, Some(NodeRange { min: 2, max: 5 }));
+        assert_eq!(
+            config.autoscaler,
+            Some(autoscaler::Config {
+                range: NodeRange { min: 2, max: 5 },
+                idle: autoscaler::Config::IDLE,
+            })
+        );
         let codes = [1, 2, 5, 6].map(|count| config.check_node_count(count).err().map(|error| error.code()));
         assert_eq!(
             codes,

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::autoscaler;
+
 /// Where `ip netns` keeps named network namespaces.
 pub const NETNS_DIR: &str = "/run/netns";
 
@@ -22,8 +24,8 @@ pub struct ClusterHandle {
     pub client: kube::Client,
     /// The cluster's directory, `/run/weft/lab/<cluster>`.
     pub dir: PathBuf,
-    /// How many nodes the autoscaler may choose between; `None` where it is off.
-    pub autoscaler: Option<NodeRange>,
+    /// How the autoscaler decides; `None` where it is off.
+    pub autoscaler: Option<autoscaler::Config>,
     /// Cancelled when the cluster ends. Tasks then return; they need not undo what they did in the kernel, for
     /// every namespace of the cluster is removed.
     pub stop: CancellationToken,
@@ -84,7 +86,7 @@ impl ClusterHandle {
         name: String,
         client: kube::Client,
         dir: PathBuf,
-        autoscaler: Option<NodeRange>,
+        autoscaler: Option<autoscaler::Config>,
         stop: CancellationToken,
         nodes: watch::Receiver<Vec<Arc<NodeHandle>>>,
         scale: mpsc::Sender<ScaleRequest>,

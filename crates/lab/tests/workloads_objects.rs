@@ -327,16 +327,15 @@ async fn answer(cluster: &mut TestCluster, request: ScaleRequest, added: &mut Ve
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_come_for_pods_without_room_and_go_when_nobody_needs_them() {
-    let range = NodeRange { min: 1, max: 3 };
-    let Some(mut cluster) = cluster(Some(range)).await else {
+    let config = Config {
+        range: NodeRange { min: 1, max: 3 },
+        idle: std::time::Duration::from_millis(500),
+    };
+    let Some(mut cluster) = cluster(Some(config)).await else {
         return;
     };
     cluster.add_node("node-1", 5).await;
     let handle = cluster.handle.clone();
-    let config = Config {
-        range,
-        idle: std::time::Duration::from_millis(500),
-    };
     let autoscaler = tokio::spawn(async move {
         autoscaler::run_with(handle.client.clone(), &handle, config, handle.stop.clone()).await;
     });

@@ -9,7 +9,7 @@ use crate::args::{OutputArgs, parse_duration};
 #[derive(Debug, Subcommand)]
 pub(crate) enum LabCommand {
     /// Make a cluster; flags have the names and meanings of `az aks create`
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// List the clusters of this machine
     #[command(visible_alias = "ls")]
     List {
@@ -201,6 +201,9 @@ pub(crate) struct CreateArgs {
     /// Most nodes the autoscaler makes
     #[arg(long, value_name = "N")]
     pub max_count: Option<u32>,
+    /// How long a node has no pods before the autoscaler removes it, such as 20s or 10m [default: 20s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub scale_down_unneeded_time: Option<Duration>,
     /// Network plugin; the lab's is Weft, in the place of azure
     #[arg(long, value_name = "PLUGIN", value_parser = ["azure", "none"])]
     pub network_plugin: Option<String>,

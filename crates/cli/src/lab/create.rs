@@ -102,6 +102,7 @@ fn request(args: &CreateArgs) -> Result<ClusterRequest, UserError> {
         autoscaler: args.enable_cluster_autoscaler,
         min_count: args.min_count,
         max_count: args.max_count,
+        scale_down_unneeded_time: args.scale_down_unneeded_time,
     })
 }
 

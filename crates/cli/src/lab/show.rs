@@ -104,8 +104,11 @@ pub(crate) fn status(cluster: &ClusterStatus, output: Output) -> Result<(), User
     for (name, value) in facts {
         out::line(format!("{name:<9} {value}"));
     }
-    if let Some(range) = config.autoscaler {
-        out::line(format!("{:<9} {} to {} nodes", "Scaling", range.min, range.max));
+    if let Some(scaling) = config.autoscaler {
+        out::line(format!(
+            "{:<9} {} to {} nodes, unneeded ones go after {:?}",
+            "Scaling", scaling.range.min, scaling.range.max, scaling.idle
+        ));
     }
     out::line("");
     nodes(cluster, output);

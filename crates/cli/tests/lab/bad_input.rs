@@ -60,6 +60,21 @@ const CREATE: &[(&[&str], &str, &str)] = &[
         "--node-count 2 is outside",
     ),
     (&["--min-count", "2"], "WEFT-1015", "--enable-cluster-autoscaler"),
+    (
+        &["--scale-down-unneeded-time", "30s"],
+        "WEFT-1015",
+        "--enable-cluster-autoscaler",
+    ),
+    (
+        &["--enable-cluster-autoscaler", "--scale-down-unneeded-time", "0s"],
+        "WEFT-1014",
+        "outside 1s to 3600s",
+    ),
+    (
+        &["--scale-down-unneeded-time", "soon"],
+        "WEFT-1014",
+        "expected a time such as 10s",
+    ),
     (&["--node-count", "0"], "WEFT-1006", "1 to 200"),
     (&["--max-pods", "251"], "WEFT-1014", "10 to 250"),
     (&["--max-pods", "9"], "WEFT-1014", "10 to 250"),

@@ -12,6 +12,7 @@ use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::watcher;
 use kube::{Api, Client};
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -33,11 +34,14 @@ const TICK: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// How the autoscaler decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Config {
     /// Bounds of the number of nodes.
+    #[serde(flatten)]
     pub range: NodeRange,
     /// How long a node must be without pods, DaemonSets' aside, before it goes.
+    #[serde(rename = "scaleDownUnneededMs", with = "milliseconds")]
     pub idle: Duration,
 }
 
@@ -81,14 +85,6 @@ enum Done {
 impl Config {
     /// Default of [`idle`](Self::idle): real autoscalers wait ten minutes, somebody at a lab doesn't.
     pub const IDLE: Duration = Duration::from_secs(20);
-
-    /// The default within `range`.
-    pub fn new(range: NodeRange) -> Self {
-        Self {
-            range,
-            idle: Self::IDLE,
-        }
-    }
 }
 
 // === impl NodeGroup ===
@@ -109,14 +105,8 @@ impl NodeGroup for ClusterHandle {
 
 /// Runs the autoscaler of a cluster until it ends; returns at once where the cluster has none.
 pub async fn run(cluster: ClusterHandle) {
-    if let Some(range) = cluster.autoscaler {
-        run_with(
-            cluster.client.clone(),
-            &cluster,
-            Config::new(range),
-            cluster.stop.clone(),
-        )
-        .await;
+    if let Some(config) = cluster.autoscaler {
+        run_with(cluster.client.clone(), &cluster, config, cluster.stop.clone()).await;
     }
 }
 
@@ -326,6 +316,21 @@ impl State {
             self.going.extend(plan.down.iter().cloned());
         }
         plan
+    }
+}
+
+/// A [`Duration`] as a number of milliseconds.
+mod milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(span: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
     }
 }
 

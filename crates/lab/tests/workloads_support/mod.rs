@@ -25,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 use weft_apilite::ApiServer;
 use weft_kernel::NetNs;
 use weft_kernel::rtnl::Rtnl;
-use weft_lab::node::{ClusterHandle, NodeHandle, NodeRange, ScaleRequest};
+use weft_lab::autoscaler;
+use weft_lab::node::{ClusterHandle, NodeHandle, ScaleRequest};
 use weft_lab::{controllers, kubelet, scheduler};
 
 /// How long anything may take before a test fails.
@@ -75,7 +76,7 @@ esac
 "#;
 
 /// Starts a cluster without nodes; `None`, said on standard error, where privileges are missing.
-pub async fn cluster(range: Option<NodeRange>) -> Option<TestCluster> {
+pub async fn cluster(autoscaler: Option<autoscaler::Config>) -> Option<TestCluster> {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_test_writer()
@@ -99,7 +100,7 @@ pub async fn cluster(range: Option<NodeRange>) -> Option<TestCluster> {
     let stop = CancellationToken::new();
     let (nodes, watched) = watch::channel(Vec::new());
     let (scale, requests) = mpsc::channel(8);
-    let handle = ClusterHandle::new(name, client, dir.clone(), range, stop, watched, scale);
+    let handle = ClusterHandle::new(name, client, dir.clone(), autoscaler, stop, watched, scale);
     let tasks = vec![
         tokio::spawn(scheduler::run(handle.clone())),
         tokio::spawn(controllers::run(handle.clone())),
