@@ -11,9 +11,11 @@ use aya_ebpf::{
 };
 use weft_abi::{
     Address, Config, Counter, DropReason, Endpoint, FlowKey, ForwardPath, Prefix, PrefixKey, PrefixKind,
+    packet::PROTOCOL_TCP,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+const ANY: u64 = BPF_ANY as u64;
 
 #[btf_map]
 static CONFIG: Array<Config, 1> = Array::new();
@@ -32,8 +34,14 @@ static ENDPOINTS_BY_ADDR: HashMap<Address, Endpoint, 4096, NO_PREALLOC> = HashMa
 #[btf_map]
 static NODES: HashMap<Address, u32, 16_384, NO_PREALLOC> = HashMap::new();
 
+type StackFlows = LruHashMap<FlowKey, u32, 65_536>;
+
 #[btf_map]
-static STACK_FLOWS: LruHashMap<FlowKey, u32, 65_536> = LruHashMap::new();
+static STACK_FLOWS: StackFlows = StackFlows::new();
+
+// Apart, so that a connection at rest is not the least recently used because of many DNS queries.
+#[btf_map]
+static STACK_FLOWS_TCP: StackFlows = StackFlows::new();
 
 #[btf_map]
 static DROPS: PerCpuArray<Counter, { DropReason::ALL.len() }> = PerCpuArray::new();
@@ -78,13 +86,18 @@ pub fn is_node(underlay: Address) -> bool {
     NODES.get_ptr(underlay).is_some()
 }
 
-/// Notes that the stack carries this flow of `endpoint`. Called for every packet of it that leaves the stack, so that
-/// the note of a living flow is never the least recently used, and comes back should it have been evicted.
+/// Notes that the stack carries this flow of `endpoint`. Called for every packet of it that leaves the stack, so that a
+/// note comes back should it have been evicted: before the reply to a request, but not before what the other end says
+/// unasked.
 #[inline(always)]
 pub fn note_stack_flow(flow: &FlowKey, endpoint: &Endpoint) {
     if !is_stack_flow(flow) {
         // A full map makes room by itself; if the kernel has no memory, the next packet tries again.
-        let _ = STACK_FLOWS.insert(flow, 1, u64::from(BPF_ANY));
+        let _ = if is_tcp(flow) {
+            STACK_FLOWS_TCP.insert(flow, 1, ANY)
+        } else {
+            STACK_FLOWS.insert(flow, 1, ANY)
+        };
     }
     flag_stack_flows(ENDPOINTS_BY_ADDR.get_ptr_mut(endpoint.address));
     flag_stack_flows(ENDPOINTS_BY_IFINDEX.get_ptr_mut(endpoint.ifindex));
@@ -93,14 +106,28 @@ pub fn note_stack_flow(flow: &FlowKey, endpoint: &Endpoint) {
 /// Whether the stack carries this flow.
 #[inline(always)]
 pub fn is_stack_flow(flow: &FlowKey) -> bool {
-    STACK_FLOWS.get_ptr(flow).is_some()
+    if is_tcp(flow) {
+        STACK_FLOWS_TCP.get_ptr(flow).is_some()
+    } else {
+        STACK_FLOWS.get_ptr(flow).is_some()
+    }
 }
 
 /// Takes a note away. Returns whether there was one.
 #[inline(always)]
 pub fn forget_stack_flow(flow: &FlowKey) -> bool {
     // Looking first: most flows have no note, and removing one takes a lock.
-    is_stack_flow(flow) && STACK_FLOWS.remove(flow).is_ok()
+    is_stack_flow(flow)
+        && if is_tcp(flow) {
+            STACK_FLOWS_TCP.remove(flow).is_ok()
+        } else {
+            STACK_FLOWS.remove(flow).is_ok()
+        }
+}
+
+#[inline(always)]
+fn is_tcp(flow: &FlowKey) -> bool {
+    flow.protocol == u32::from(PROTOCOL_TCP)
 }
 
 #[inline(always)]

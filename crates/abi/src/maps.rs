@@ -14,20 +14,24 @@ pub mod names {
     pub const ENDPOINTS_BY_ADDR: &str = "ENDPOINTS_BY_ADDR";
     /// Hash from a node's underlay [`Address`](crate::Address) to 1.
     pub const NODES: &str = "NODES";
-    /// LRU hash from [`FlowKey`](crate::FlowKey) to 1.
+    /// LRU hash from [`FlowKey`](crate::FlowKey) to 1, of all protocols but TCP.
     pub const STACK_FLOWS: &str = "STACK_FLOWS";
+    /// LRU hash from [`FlowKey`](crate::FlowKey) to 1, of TCP: its connections outlive long silences, which the
+    /// short flows of other protocols must not make them pay for.
+    pub const STACK_FLOWS_TCP: &str = "STACK_FLOWS_TCP";
     /// Per-CPU array of [`Counter`](crate::Counter), indexed by [`DropReason`](crate::DropReason).
     pub const DROPS: &str = "DROPS";
     /// Per-CPU array of [`Counter`](crate::Counter), indexed by [`ForwardPath`](crate::ForwardPath).
     pub const FORWARDS: &str = "FORWARDS";
     /// All of them.
-    pub const ALL: [&str; 8] = [
+    pub const ALL: [&str; 9] = [
         CONFIG,
         PREFIXES,
         ENDPOINTS_BY_IFINDEX,
         ENDPOINTS_BY_ADDR,
         NODES,
         STACK_FLOWS,
+        STACK_FLOWS_TCP,
         DROPS,
         FORWARDS,
     ];

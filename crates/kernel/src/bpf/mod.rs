@@ -49,7 +49,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// How programs are attached.
     pub attach: AttachMode,
-    /// Notes of flows that the node's stack carries, 65 536 by default. Counts for maps not pinned yet.
+    /// Notes of flows that the node's stack carries: as many of TCP, and as many of all others, 65 536 by default.
+    /// Counts for maps not pinned yet.
     pub stack_flows: Option<u32>,
 }
 
@@ -116,6 +117,7 @@ impl Datapath {
         }
         if let Some(entries) = options.stack_flows {
             loader.map_max_entries(names::STACK_FLOWS, entries);
+            loader.map_max_entries(names::STACK_FLOWS_TCP, entries);
         }
         let mut ebpf = loader
             .load(OBJECT)

@@ -1,10 +1,11 @@
 //! NAT rules in the node's stack, as kube-proxy makes them, beside a datapath that avoids the stack.
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use weft_kernel::NetNs;
 use weft_kernel::bpf::{ForwardPath, Options};
-use weft_kernel::sockets::udp_socket;
+use weft_kernel::sockets::{tcp_connect, tcp_listener, udp_socket};
 
 use crate::needs_root;
 use crate::support::{Cluster, Counts, PATIENCE, Pod, megabyte, tcp_echo, udp_echo};
@@ -238,5 +239,37 @@ fn a_flow_in_use_outlives_more_others_than_there_is_room_for() {
         }
         living.round_trip();
     }
+    no_drops(&cluster);
+}
+
+#[test]
+fn a_connection_at_rest_hears_its_server_after_more_queries_than_there_is_room_for() {
+    needs_root!();
+    let mut cluster = Cluster::with(2, |options| Options {
+        stack_flows: Some(1024),
+        ..options
+    });
+    let (client, server) = (cluster.pod(0, 1), cluster.pod(1, 2));
+    cluster.nodes[0].dnat(&to_vip(&server));
+    let listener = tcp_listener(&server.ns.netns, backend(&server).into()).unwrap();
+    let mut hearing = tcp_connect(&client.ns.netns, VIP.into(), PATIENCE).unwrap();
+    let (mut speaking, _) = listener.accept().unwrap();
+    let answering = udp_socket(&server.ns.netns, backend(&server).into()).unwrap();
+    answering.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut query = [0; 5];
+    for _ in 0..5000 {
+        let asking = udp_socket(&client.ns.netns, (Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+        asking.set_read_timeout(Some(PATIENCE)).unwrap();
+        asking.connect(VIP).unwrap();
+        asking.send(b"where").unwrap();
+        let (_, peer) = answering.recv_from(&mut query).unwrap();
+        answering.send_to(b"there", peer).unwrap();
+        asking.recv(&mut query).unwrap();
+    }
+    speaking.write_all(b"unasked").unwrap();
+    hearing.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut buffer = [0; 7];
+    hearing.read_exact(&mut buffer).unwrap();
+    assert_eq!(&buffer, b"unasked");
     no_drops(&cluster);
 }
