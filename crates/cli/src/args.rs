@@ -14,7 +14,7 @@ use crate::log::LogFormat;
 #[command(name = "weft", version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Cli {
     /// Never use colours; so does NO_COLOR in the environment, and output that is no terminal
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 900)]
     pub no_color: bool,
     #[command(subcommand)]
     pub command: Command,
@@ -36,7 +36,8 @@ pub(crate) enum Command {
     /// Clusters of network namespaces on this machine, with the real agent, plugin and eBPF programs
     #[command(subcommand)]
     Lab(Box<LabCommand>),
-    /// Show how the pod network is doing. Exit code 0 healthy, 1 degraded, 2 unreachable
+    /// Show how the pod network is doing, of a lab or of any other cluster
+    #[command(after_help = "Exit code: 0 healthy, 1 degraded, 2 unreachable")]
     Status(StatusArgs),
     /// Show who has which address
     #[command(subcommand)]
@@ -79,8 +80,15 @@ pub(crate) enum Output {
 
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
-    /// How to print it
-    #[arg(short, long, value_enum, default_value_t)]
+    /// How to print it: table, wide, json or yaml
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t,
+        hide_possible_values = true
+    )]
     pub output: Output,
 }
 

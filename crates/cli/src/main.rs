@@ -162,7 +162,14 @@ fn not_understood(error: &clap::Error) -> u8 {
             UserError::new(
                 codes::UNKNOWN_FLAG,
                 format!("unknown {what} {argument:?}"),
-                nearest(ContextKind::SuggestedArg),
+                match context(ContextKind::SuggestedArg) {
+                    Some(nearest) => format!("did you mean {nearest}?"),
+                    // What runs a command has it behind two dashes.
+                    None if what == "argument" && command_path().ends_with("exec") => {
+                        format!("write -- before the command: -- {argument} …")
+                    }
+                    None => usage(),
+                },
             )
         }
         ErrorKind::InvalidSubcommand => UserError::new(

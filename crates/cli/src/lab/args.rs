@@ -16,7 +16,8 @@ pub(crate) enum LabCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Show a cluster: nodes, addresses, blocks, pods. Exit code 0 healthy, 1 degraded, 2 unreachable
+    /// Show a cluster: nodes, addresses, blocks, pods
+    #[command(after_help = "Exit code: 0 healthy, 1 degraded or being made, 2 unreachable")]
     Status {
         #[command(flatten)]
         cluster: ClusterArg,
@@ -41,7 +42,7 @@ pub(crate) enum LabCommand {
         #[command(flatten)]
         cluster: ClusterArg,
         /// How many nodes there shall be
-        #[arg(long, short = 'c', value_name = "N")]
+        #[arg(long, short = 'c', value_name = "N", allow_negative_numbers = true)]
         node_count: u32,
     },
     /// Print the path of a cluster's kubeconfig
@@ -51,6 +52,7 @@ pub(crate) enum LabCommand {
         cluster: ClusterArg,
     },
     /// Apply Kubernetes objects from YAML or JSON files
+    #[command(after_help = "Example: weft lab apply blue -f examples/shop")]
     Apply {
         #[command(flatten)]
         cluster: ClusterArg,
@@ -62,6 +64,7 @@ pub(crate) enum LabCommand {
         namespace: String,
     },
     /// Run a command of this machine in a pod's network namespace
+    #[command(after_help = "Example: weft lab exec blue shop/deploy/web -- ip address")]
     Exec {
         #[command(flatten)]
         cluster: ClusterArg,
@@ -76,6 +79,7 @@ pub(crate) enum LabCommand {
         command: Vec<String>,
     },
     /// Run a command of this machine in a node's network namespace
+    #[command(after_help = "Example: weft lab node-exec blue node-1 -- ip route")]
     NodeExec {
         #[command(flatten)]
         cluster: ClusterArg,
@@ -85,7 +89,8 @@ pub(crate) enum LabCommand {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<String>,
     },
-    /// Run a command of this machine on a host of the VNet that is no node ("the VM next door")
+    /// Run a command of this machine on a host of the VNet that is no node
+    #[command(after_help = "Example: weft lab vnet-exec blue -- curl -s http://10.224.0.4:30080/clientip")]
     VnetExec {
         #[command(flatten)]
         cluster: ClusterArg,
@@ -96,7 +101,8 @@ pub(crate) enum LabCommand {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<String>,
     },
-    /// The connectivity suite: every check named, with the value it measured. Exit code 0 only if all pass
+    /// Run the connectivity suite: every check named, with the value it measured
+    #[command(after_help = "Exit code: 0 only if every check passes")]
     Check {
         #[command(flatten)]
         cluster: ClusterArg,
@@ -113,6 +119,9 @@ pub(crate) enum LabCommand {
         output: OutputArgs,
     },
     /// Break something on purpose
+    #[command(
+        after_help = "Examples:\n  weft lab fault blue list\n  weft lab fault blue loss node-1 --value 5 --for 30s"
+    )]
     Fault {
         #[command(flatten)]
         cluster: ClusterArg,
@@ -169,16 +178,33 @@ pub(crate) struct CreateArgs {
     )]
     pub name_flag: Option<String>,
     /// Number of nodes
-    #[arg(long, short = 'c', value_name = "N", default_value_t = 2)]
+    #[arg(
+        long,
+        short = 'c',
+        value_name = "N",
+        default_value_t = 2,
+        allow_negative_numbers = true
+    )]
     pub node_count: u32,
     /// Range that pods get their addresses from; other clusters may use the same
     #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
     pub pod_cidr: String,
     /// Prefix length of the block of pod addresses a node gets at a time, 20 to 30
-    #[arg(long, value_name = "LENGTH", default_value_t = 24)]
+    #[arg(
+        long,
+        value_name = "LENGTH",
+        default_value_t = 24,
+        allow_negative_numbers = true
+    )]
     pub block_size: u8,
     /// Largest number of pods on a node, 10 to 250
-    #[arg(long, short = 'm', value_name = "N", default_value_t = 250)]
+    #[arg(
+        long,
+        short = 'm',
+        value_name = "N",
+        default_value_t = 250,
+        allow_negative_numbers = true
+    )]
     pub max_pods: u32,
     /// Virtual network of the nodes; clusters that name the same one share it [default: the cluster's own]
     #[arg(long, value_name = "NAME")]
@@ -193,25 +219,40 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "ADDRESS")]
     pub dns_service_ip: Option<String>,
     /// Let the number of nodes follow the pods
-    #[arg(long)]
+    #[arg(long, help_heading = "Cluster autoscaler")]
     pub enable_cluster_autoscaler: bool,
     /// Fewest nodes the autoscaler leaves
-    #[arg(long, value_name = "N")]
+    #[arg(
+        long,
+        help_heading = "Cluster autoscaler",
+        value_name = "N",
+        allow_negative_numbers = true
+    )]
     pub min_count: Option<u32>,
     /// Most nodes the autoscaler makes
-    #[arg(long, value_name = "N")]
+    #[arg(
+        long,
+        help_heading = "Cluster autoscaler",
+        value_name = "N",
+        allow_negative_numbers = true
+    )]
     pub max_count: Option<u32>,
     /// How long a node has no pods before the autoscaler removes it, such as 20s or 10m [default: 20s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, help_heading = "Cluster autoscaler", value_name = "TIME", value_parser = parse_duration)]
     pub scale_down_unneeded_time: Option<Duration>,
     /// Network plugin; the lab's is Weft, in the place of azure
-    #[arg(long, value_name = "PLUGIN", value_parser = ["azure", "none"])]
+    #[arg(long, help_heading = "As in az aks create", value_name = "PLUGIN", value_parser = ["azure", "none"])]
     pub network_plugin: Option<String>,
     /// Mode of the network plugin
-    #[arg(long, value_name = "MODE", value_parser = ["overlay"])]
+    #[arg(long, help_heading = "As in az aks create", value_name = "MODE", value_parser = ["overlay"])]
     pub network_plugin_mode: Option<String>,
     /// Resource ID of a subnet; the VNet's name in it is taken for --vnet
-    #[arg(long, value_name = "ID", conflicts_with = "vnet")]
+    #[arg(
+        long,
+        help_heading = "As in az aks create",
+        value_name = "ID",
+        conflicts_with = "vnet"
+    )]
     pub vnet_subnet_id: Option<String>,
     #[command(flatten)]
     pub azure: AzureFlags,

@@ -76,6 +76,23 @@ const CREATE: &[(&[&str], &str, &str)] = &[
         "expected a time such as 10s",
     ),
     (&["--node-count", "0"], "WEFT-1006", "1 to 200"),
+    (
+        &["--node-count", "-1"],
+        "WEFT-1014",
+        "--node-count <N> can't be \"-1\"",
+    ),
+    (&["--pod-cidr", "10.244.0.0/33"], "WEFT-1001", "\"10.244.0.0/33\""),
+    (
+        &["--vnet-subnet-prefix", "10.0.0.0/16"],
+        "WEFT-1003",
+        "--vnet-subnet-prefix 10.0.0.0/16 overlaps --service-cidr 10.0.0.0/16",
+    ),
+    (&["--vnet", "Hub"], "WEFT-1007", "VNet name \"Hub\""),
+    (
+        &["--vnet-subnet-id", "/subscriptions/1"],
+        "WEFT-1014",
+        "has no /virtualNetworks/NAME/",
+    ),
     (&["--max-pods", "251"], "WEFT-1014", "10 to 250"),
     (&["--max-pods", "9"], "WEFT-1014", "10 to 250"),
     (
@@ -142,6 +159,18 @@ fn a_name_that_is_no_dns_label_is_refused() {
         assert!(said.starts_with("error[WEFT-1007]: "), "{said}");
         assert!(!Path::new("/run/weft/lab").join(name).exists());
     }
+}
+
+#[test]
+fn a_command_to_run_stands_behind_two_dashes() {
+    let output = weft(&["lab", "exec", "blue", "web", "ls"]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.starts_with("error[WEFT-1008]: "), "{said}");
+    assert!(
+        said.contains("next: write -- before the command: -- ls"),
+        "{said}"
+    );
 }
 
 #[test]

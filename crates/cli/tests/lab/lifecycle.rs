@@ -197,3 +197,58 @@ fn an_agent_that_is_killed_is_started_again() {
     });
     assert!(restarted, "{}", text(&weft(&["lab", "status", name.as_str()])));
 }
+
+#[test]
+fn a_node_loses_what_it_sends_without_the_nft_program_until_that_is_mended() {
+    if !is_root("a_node_loses_what_it_sends_without_the_nft_program_until_that_is_mended") {
+        return;
+    }
+    let name = Name::new("loss");
+    let create = Command::new(WEFT)
+        .args(["lab", "create", name.as_str(), "--node-count", "1"])
+        .env("PATH", "")
+        .output()
+        .unwrap();
+    assert!(create.status.success(), "{}", text(&create));
+    let status = weft_json(&["lab", "status", name.as_str()]);
+    let connect = format!(
+        "timeout 1 bash -c '</dev/tcp/{}/6443'",
+        status["network"]["api"].as_str().unwrap()
+    );
+    let connects = || {
+        let on_node = [
+            "lab",
+            "node-exec",
+            name.as_str(),
+            "node-1",
+            "--",
+            "sh",
+            "-c",
+            &connect,
+        ];
+        weft(&on_node).status.code()
+    };
+    assert_eq!(connects(), Some(0));
+
+    weft_ok(&["lab", "fault", name.as_str(), "loss", "node-1", "--value", "100"]);
+    assert_eq!(connects(), Some(124), "the time is over");
+    let degraded = weft(&["lab", "status", name.as_str()]);
+    assert_eq!(degraded.status.code(), Some(1), "{}", text(&degraded));
+    assert!(
+        text(&degraded).contains("node-1 has a fault: 100 % of what it sends is lost"),
+        "{}",
+        text(&degraded)
+    );
+
+    weft_ok(&["lab", "fault", name.as_str(), "loss", "node-1", "--clear"]);
+    assert_eq!(connects(), Some(0));
+    for (value, kind) in [("0", "loss"), ("101", "loss"), ("100", "mtu"), ("9000", "mtu")] {
+        let refused = weft(&["lab", "fault", name.as_str(), kind, "--value", value]);
+        assert_eq!(refused.status.code(), Some(2), "{}", text(&refused));
+        assert!(
+            text(&refused).starts_with("error[WEFT-1014]: "),
+            "{}",
+            text(&refused)
+        );
+    }
+}
