@@ -252,3 +252,35 @@ fn a_node_loses_what_it_sends_without_the_nft_program_until_that_is_mended() {
         );
     }
 }
+
+#[test]
+fn an_idle_node_goes_after_the_time_given_and_the_least_number_stays() {
+    if !is_root("an_idle_node_goes_after_the_time_given_and_the_least_number_stays") {
+        return;
+    }
+    let name = Name::new("idle");
+    weft_ok(&[
+        "lab",
+        "create",
+        name.as_str(),
+        "--enable-cluster-autoscaler",
+        "--min-count",
+        "1",
+        "--max-count",
+        "2",
+        "--scale-down-unneeded-time",
+        "1s",
+    ]);
+    let status = loop {
+        let status = weft_json(&["lab", "status", name.as_str()]);
+        if status["nodes"].as_array().unwrap().len() < 2 {
+            break status;
+        }
+    };
+    assert_eq!(
+        status["config"]["autoscaler"],
+        json!({"min": 1, "max": 2, "scaleDownUnneededMs": 1000})
+    );
+    let blocks = status["nodes"][0]["blocks"].as_array().unwrap();
+    assert_eq!((status["phase"].as_str(), blocks.len()), (Some("Ready"), 1));
+}
