@@ -131,19 +131,24 @@ impl Skb {
     /// Copies `N` bytes at `offset` from the start of the frame. `None` when the frame ends before.
     #[inline(always)]
     pub fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: valid context; the helper writes N bytes or zeros.
+        // Not zeroed first, which the compiler may make a call to memset of.
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: valid context; the helper writes N bytes or fails.
         let error = unsafe {
             helpers::bpf_skb_load_bytes(self.raw.cast(), offset, bytes.as_mut_ptr().cast(), N as u32)
         };
-        if error == 0 { Some(bytes) } else { None }
+        if error != 0 {
+            return None;
+        }
+        // SAFETY: the helper succeeded and has written all of it.
+        Some(unsafe { bytes.assume_init() })
     }
 
     /// Copies `N` bytes at `offset` from the start of the IP header, whatever link-layer header is in front of it.
     #[inline(always)]
     pub fn load_network<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: valid context; the helper writes N bytes or zeros.
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: valid context; the helper writes N bytes or fails.
         let error = unsafe {
             helpers::bpf_skb_load_bytes_relative(
                 self.raw.cast(),
@@ -153,7 +158,11 @@ impl Skb {
                 BPF_HDR_START_NET as u32,
             )
         };
-        if error == 0 { Some(bytes) } else { None }
+        if error != 0 {
+            return None;
+        }
+        // SAFETY: the helper succeeded and has written all of it.
+        Some(unsafe { bytes.assume_init() })
     }
 
     /// Replaces the MAC addresses. `None` when there is no Ethernet header.

@@ -6,7 +6,7 @@
 
 use weft_abi::{
     DropReason, Endpoint, FlowKey,
-    packet::{Fragment, Ipv4, Transport},
+    packet::{Fragment, Ipv4, Quoted, Transport},
 };
 
 use crate::{skb::Skb, tables};
@@ -26,19 +26,26 @@ pub fn note(skb: &Skb, ip: &Ipv4, endpoint: &Endpoint) -> Result<(), DropReason>
     Ok(())
 }
 
-/// Whether the stack has to see a packet of an endpoint with stack flows: a reply of such a flow, or one of which that
-/// cannot be told, because it is a fragment or an ICMP error.
+/// Whether the stack has to see a packet of an endpoint with stack flows: a reply of such a flow, or an ICMP error
+/// about a packet of it.
+///
+/// Later fragments go where the first went; one that overtakes it goes past the stack and is lost to a reply.
 #[inline(always)]
 pub fn awaits(skb: &Skb, ip: &Ipv4) -> Result<bool, DropReason> {
-    if ip.fragment != Fragment::Whole {
-        return Ok(true);
+    if ip.fragment == Fragment::Later {
+        return Ok(tables::is_stack_fragment(&ip.fragment_key()));
     }
-    Ok(match transport_of(skb, ip)? {
+    let up = match transport_of(skb, ip)? {
         Transport::Ports { source, destination } => {
             tables::is_stack_flow(&ip.flow(source, destination).reversed())
         }
-        Transport::IcmpError => true,
-    })
+        Transport::IcmpError => quoted_flow(skb, ip)
+            .is_some_and(|flow| tables::is_stack_flow(&flow) || tables::is_stack_flow(&flow.reversed())),
+    };
+    if ip.fragment == Fragment::First {
+        tables::set_stack_fragment(&ip.fragment_key(), up);
+    }
+    Ok(up)
 }
 
 /// Forgets the note of a packet's flow, for the packet passes the stack by: what the stack translated has ended, and
@@ -67,6 +74,18 @@ fn flow_of(skb: &Skb, ip: &Ipv4) -> Result<Option<FlowKey>, DropReason> {
     match transport_of(skb, ip)? {
         Transport::Ports { source, destination } => Ok(Some(ip.flow(source, destination))),
         Transport::IcmpError => Ok(None),
+    }
+}
+
+/// The flow of the packet that an ICMP error is about; `None` when the error does not quote enough of it.
+#[inline(always)]
+fn quoted_flow(skb: &Skb, ip: &Ipv4) -> Option<FlowKey> {
+    let header = ip.transport_offset() + Quoted::OFFSET;
+    let quoted = Quoted::parse(&skb.load(header)?)?;
+    let bytes = skb.load(header + u32::from(quoted.header_len))?;
+    match Transport::parse(quoted.protocol, &bytes) {
+        Transport::Ports { source, destination } => Some(quoted.flow(source, destination)),
+        Transport::IcmpError => None,
     }
 }
 

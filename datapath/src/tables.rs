@@ -10,8 +10,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Address, Config, Counter, DropReason, Endpoint, FlowKey, ForwardPath, Prefix, PrefixKey, PrefixKind,
-    packet::PROTOCOL_TCP,
+    Address, Config, Counter, DropReason, Endpoint, FlowKey, ForwardPath, FragmentKey, Prefix, PrefixKey,
+    PrefixKind, packet::PROTOCOL_TCP,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -42,6 +42,9 @@ static STACK_FLOWS: StackFlows = StackFlows::new();
 // Apart, so that a connection at rest is not the least recently used because of many DNS queries.
 #[btf_map]
 static STACK_FLOWS_TCP: StackFlows = StackFlows::new();
+
+#[btf_map]
+static STACK_FRAGMENTS: LruHashMap<FragmentKey, u32, 4096> = LruHashMap::new();
 
 #[btf_map]
 static DROPS: PerCpuArray<Counter, { DropReason::ALL.len() }> = PerCpuArray::new();
@@ -123,6 +126,25 @@ pub fn forget_stack_flow(flow: &FlowKey) -> bool {
         } else {
             STACK_FLOWS.remove(flow).is_ok()
         }
+}
+
+/// Whether the first fragment of this packet went up the stack.
+#[inline(always)]
+pub fn is_stack_fragment(key: &FragmentKey) -> bool {
+    STACK_FRAGMENTS.get_ptr(key).is_some()
+}
+
+/// Remembers whether the first fragment of this packet went up the stack. Identifications come round again, so that
+/// an earlier packet's memory must not be taken for this one's.
+#[inline(always)]
+pub fn set_stack_fragment(key: &FragmentKey, up: bool) {
+    let was = is_stack_fragment(key);
+    if up && !was {
+        // A full map makes room by itself; without memory the packet is lost as if a fragment were.
+        let _ = STACK_FRAGMENTS.insert(key, 1, ANY);
+    } else if was && !up {
+        let _ = STACK_FRAGMENTS.remove(key);
+    }
 }
 
 #[inline(always)]

@@ -16,7 +16,7 @@ pub mod packet;
 pub use address::{Address, Mac};
 pub use counters::{Counter, DropReason, ForwardPath};
 pub use identity::{Identity, IdentityOutOfRange, Vni};
-pub use maps::{Config, Endpoint, FlowKey, Prefix, PrefixKey, PrefixKind, names};
+pub use maps::{Config, Endpoint, FlowKey, FragmentKey, Prefix, PrefixKey, PrefixKind, names};
 
 /// Version of everything in this crate that both sides must agree on. Pins live under a directory named after it, so a
 /// node never mixes programs of one layout with maps of another. Raise it with every change of a layout or a meaning.

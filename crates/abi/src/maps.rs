@@ -19,12 +19,14 @@ pub mod names {
     /// LRU hash from [`FlowKey`](crate::FlowKey) to 1, of TCP: its connections outlive long silences, which the
     /// short flows of other protocols must not make them pay for.
     pub const STACK_FLOWS_TCP: &str = "STACK_FLOWS_TCP";
+    /// LRU hash from [`FragmentKey`](crate::FragmentKey) to 1.
+    pub const STACK_FRAGMENTS: &str = "STACK_FRAGMENTS";
     /// Per-CPU array of [`Counter`](crate::Counter), indexed by [`DropReason`](crate::DropReason).
     pub const DROPS: &str = "DROPS";
     /// Per-CPU array of [`Counter`](crate::Counter), indexed by [`ForwardPath`](crate::ForwardPath).
     pub const FORWARDS: &str = "FORWARDS";
     /// All of them.
-    pub const ALL: [&str; 9] = [
+    pub const ALL: [&str; 10] = [
         CONFIG,
         PREFIXES,
         ENDPOINTS_BY_IFINDEX,
@@ -32,6 +34,7 @@ pub mod names {
         NODES,
         STACK_FLOWS,
         STACK_FLOWS_TCP,
+        STACK_FRAGMENTS,
         DROPS,
         FORWARDS,
     ];
@@ -127,6 +130,20 @@ pub struct FlowKey {
     pub destination_port: u16,
     /// IP protocol number.
     pub protocol: u32,
+}
+
+/// A fragmented packet whose first fragment went up the node's stack (RFC 791 section 2.3).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// IP protocol number.
+    pub protocol: u32,
+    /// IPv4 identification, 16 bits.
+    pub identification: u32,
 }
 
 // === impl PrefixKey ===

@@ -3,7 +3,7 @@
 //! Frames are arrays of halfwords because that is the widest a load from a packet can be: an IP header starts two bytes
 //! off a multiple of four. Bytes within a halfword are in the order of the wire.
 
-use crate::{Address, FlowKey, Mac};
+use crate::{Address, FlowKey, FragmentKey, Mac};
 
 /// Length of an Ethernet header without tags, in bytes.
 pub const ETHERNET_LEN: u32 = 14;
@@ -49,6 +49,21 @@ pub struct Ipv4 {
     pub header_len: u8,
     /// Whether, and which, fragment this is.
     pub fragment: Fragment,
+    /// Common to all fragments of a packet; host byte order.
+    pub identification: u16,
+}
+
+/// The IPv4 header that an ICMP error quotes, of the packet that it is about (RFC 792).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Quoted {
+    /// Source, v4-mapped.
+    pub source: Address,
+    /// Destination, v4-mapped.
+    pub destination: Address,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Length of the quoted header with options, 20 to 60 bytes.
+    pub header_len: u8,
 }
 
 /// Position in a fragmented packet.
@@ -115,7 +130,7 @@ impl Ipv4 {
             _, // Ethernet: destination, source, type
             version_and_service,
             _,
-            _,
+            identification,
             fragment,
             lifetime_and_protocol,
             _, // IPv4
@@ -137,6 +152,7 @@ impl Ipv4 {
             protocol,
             header_len: words * 4,
             fragment: Fragment::parse(u16::from_be(fragment)),
+            identification: u16::from_be(identification),
         })
     }
 
@@ -148,6 +164,79 @@ impl Ipv4 {
     }
 
     /// The flow, given what the transport header says.
+    #[inline(always)]
+    #[must_use]
+    pub const fn flow(&self, source_port: u16, destination_port: u16) -> FlowKey {
+        FlowKey {
+            source: self.source,
+            destination: self.destination,
+            source_port,
+            destination_port,
+            protocol: self.protocol as u32,
+        }
+    }
+
+    /// What this packet's fragments have in common.
+    #[inline(always)]
+    #[must_use]
+    pub const fn fragment_key(&self) -> FragmentKey {
+        FragmentKey {
+            source: self.source,
+            destination: self.destination,
+            protocol: self.protocol as u32,
+            identification: self.identification as u32,
+        }
+    }
+}
+
+// === impl Quoted ===
+
+impl Quoted {
+    /// Where the quoted header begins, in bytes from the start of the ICMP header.
+    pub const OFFSET: u32 = 8;
+
+    /// Reads the quoted header; `None` when it is wrong or of a fragment without a transport header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn parse(header: &[u8; IPV4_MIN_LEN as usize]) -> Option<Self> {
+        let [
+            version_and_len,
+            _,
+            _,
+            _,
+            _,
+            _,
+            f0,
+            f1,
+            _,
+            protocol,
+            _,
+            _,
+            s0,
+            s1,
+            s2,
+            s3,
+            d0,
+            d1,
+            d2,
+            d3,
+        ] = *header;
+        let words = version_and_len & 0x0f;
+        if version_and_len >> 4 != 4 || words < 5 {
+            return None;
+        }
+        if let Fragment::Later = Fragment::parse(u16::from_be_bytes([f0, f1])) {
+            return None;
+        }
+        Some(Self {
+            source: Address::v4([s0, s1, s2, s3]),
+            destination: Address::v4([d0, d1, d2, d3]),
+            protocol,
+            header_len: words * 4,
+        })
+    }
+
+    /// The flow, given what the quoted transport header says.
     #[inline(always)]
     #[must_use]
     pub const fn flow(&self, source_port: u16, destination_port: u16) -> FlowKey {

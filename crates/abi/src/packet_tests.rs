@@ -20,7 +20,7 @@ fn bytes(halfwords: &[u16]) -> Vec<u8> {
 
 const FRAME: [u8; 34] = [
     2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00, // Ethernet
-    0x45, 0, 0, 33, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 244, 0, 1, 10, 244, 1, 2, // IPv4
+    0x45, 0, 0, 33, 0x12, 0x34, 0x40, 0, 64, 17, 0, 0, 10, 244, 0, 1, 10, 244, 1, 2, // IPv4
 ];
 
 fn parsed(change: impl Fn(&mut [u8; 34])) -> Option<Ipv4> {
@@ -38,6 +38,7 @@ fn an_ipv4_header_is_read_whole() {
         protocol: PROTOCOL_UDP,
         header_len: 20,
         fragment: Fragment::Whole,
+        identification: 0x1234,
     };
     assert_eq!(parsed(|_| {}), Some(expected));
     assert_eq!(
@@ -117,6 +118,48 @@ fn transport_headers_give_what_tells_flows_apart() {
             "{protocol} {first:?}"
         );
     }
+}
+
+#[test]
+fn fragments_of_a_packet_share_a_key() {
+    let key = FragmentKey {
+        source: Address::v4([10, 244, 0, 1]),
+        destination: Address::v4([10, 244, 1, 2]),
+        protocol: u32::from(PROTOCOL_UDP),
+        identification: 0x1234,
+    };
+    for field in [0x20, 0x00] {
+        let fragment = parsed(|frame| (frame[20], frame[21]) = (field, 1)).unwrap();
+        assert_eq!(fragment.fragment_key(), key);
+    }
+    assert_ne!(parsed(|frame| frame[19] = 0x35).unwrap().fragment_key(), key);
+}
+
+#[test]
+fn a_quoted_header_tells_the_flow_it_is_of() {
+    let header: [u8; 20] = *FRAME[14..].first_chunk().unwrap();
+    let with = |at: usize, byte| {
+        let mut header = header;
+        header[at] = byte;
+        Quoted::parse(&header)
+    };
+    let quoted = Quoted {
+        source: Address::v4([10, 244, 0, 1]),
+        destination: Address::v4([10, 244, 1, 2]),
+        protocol: PROTOCOL_UDP,
+        header_len: 20,
+    };
+    assert_eq!(Quoted::parse(&header), Some(quoted));
+    assert_eq!(quoted.flow(1000, 53), parsed(|_| {}).unwrap().flow(1000, 53));
+    let with_options = Quoted {
+        header_len: 60,
+        ..quoted
+    };
+    assert_eq!(with(0, 0x4f), Some(with_options));
+    for (at, byte) in [(0, 0x55), (0, 0x44), (7, 1), (6, 0x1f)] {
+        assert_eq!(with(at, byte), None, "byte {at}");
+    }
+    assert_eq!(with(6, 0x20), Some(quoted), "a first fragment has ports");
 }
 
 #[test]

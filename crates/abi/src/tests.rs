@@ -58,9 +58,10 @@ fn layouts_are_those_of_this_abi_version() {
             size_of::<PrefixKey>(),
             size_of::<Prefix>(),
             size_of::<Endpoint>(),
-            size_of::<FlowKey>()
+            size_of::<FlowKey>(),
+            size_of::<FragmentKey>()
         ],
-        [32, 20, 20, 44, 40]
+        [32, 20, 20, 44, 40, 40]
     );
     assert_eq!(
         [

@@ -21,6 +21,7 @@ pub(crate) struct Ip {
     pub(crate) protocol: u8,
     /// Words of options; all of them NOP.
     pub(crate) options: u8,
+    pub(crate) id: u16,
     /// Flags and fragment offset.
     pub(crate) fragment: u16,
     pub(crate) payload: Vec<u8>,
@@ -45,6 +46,7 @@ impl Ip {
             destination,
             protocol: UDP,
             options: 0,
+            id: 1,
             fragment: 0,
             payload: packet[20..].to_vec(),
         }
@@ -52,12 +54,18 @@ impl Ip {
 
     /// An ICMP message of the type, with the rest of its first eight bytes zero.
     pub(crate) fn icmp(source: Ipv4Addr, destination: Ipv4Addr, kind: u8) -> Self {
-        let payload = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &[0; 28]].concat();
+        Self::icmp_about(source, destination, kind, &[0; 28])
+    }
+
+    /// An ICMP error of the type, which quotes a packet.
+    pub(crate) fn icmp_about(source: Ipv4Addr, destination: Ipv4Addr, kind: u8, quoted: &[u8]) -> Self {
+        let payload = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], quoted].concat();
         Self {
             source,
             destination,
             protocol: 1,
             options: 0,
+            id: 1,
             fragment: 0,
             payload,
         }
@@ -74,6 +82,10 @@ impl Ip {
         Self { fragment, ..self }
     }
 
+    pub(crate) fn with_id(self, id: u16) -> Self {
+        Self { id, ..self }
+    }
+
     /// Pads the payload so that the packet is `len` bytes long.
     pub(crate) fn with_len(mut self, len: usize) -> Self {
         self.payload.resize(len - self.header_len(), 0);
@@ -84,7 +96,7 @@ impl Ip {
         let total = u16::try_from(self.header_len() + self.payload.len()).unwrap();
         let mut bytes = vec![0x45 + self.options, 0];
         bytes.extend(total.to_be_bytes());
-        bytes.extend([0, 1]);
+        bytes.extend(self.id.to_be_bytes());
         bytes.extend(self.fragment.to_be_bytes());
         bytes.extend([64, self.protocol, 0, 0]);
         bytes.extend(self.source.octets());

@@ -8,4 +8,5 @@ mod mtu;
 mod nat;
 mod overlay;
 mod programs;
+mod stack_flows;
 mod support;

@@ -1,6 +1,6 @@
 //! NAT rules in the node's stack, as kube-proxy makes them, beside a datapath that avoids the stack.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use weft_kernel::NetNs;
@@ -220,6 +220,48 @@ fn a_direct_flow_in_the_place_of_a_translated_one_passes_both_stacks_by() {
             .forward(ForwardPath::OverlayToPod, 1);
         assert_eq!(cluster.since(&before), [each.clone(), each]);
     }
+}
+
+#[test]
+fn a_service_carries_datagrams_of_many_fragments_and_direct_ones_still_pass_both_stacks_by() {
+    needs_root!();
+    let mut cluster = Cluster::new(2);
+    let (client, server) = (cluster.pod(0, 1), cluster.pod(1, 2));
+    cluster.nodes[0].dnat(&to_vip(&server));
+    let (listen, long) = (backend(&server), vec![0x5a; 4000]);
+    for _ in 0..2 {
+        udp_echo(&client.ns.netns, &server.ns.netns, listen, VIP, &long).unwrap();
+    }
+    let before = cluster.counts();
+    udp_echo(&client.ns.netns, &server.ns.netns, listen, listen, &long).unwrap();
+    let each = Counts::default()
+        .forward(ForwardPath::PodToOverlay, 3)
+        .forward(ForwardPath::OverlayToPod, 3);
+    assert_eq!(cluster.since(&before), [each.clone(), each]);
+    no_drops(&cluster);
+}
+
+#[test]
+fn who_asks_a_closed_port_is_told_through_a_service_and_directly() {
+    needs_root!();
+    let mut cluster = Cluster::new(2);
+    let (client, server) = (cluster.pod(0, 1), cluster.pod(1, 2));
+    cluster.nodes[0].dnat(&to_vip(&server));
+    let refused = |to: SocketAddrV4| {
+        let asking = udp_socket(&client.ns.netns, (Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+        asking.set_read_timeout(Some(PATIENCE)).unwrap();
+        asking.connect(to).unwrap();
+        asking.send(b"anybody there?").unwrap();
+        asking.recv(&mut [0; 16]).unwrap_err().kind()
+    };
+    assert_eq!(refused(VIP), ErrorKind::ConnectionRefused);
+    let before = cluster.counts();
+    assert_eq!(refused(backend(&server)), ErrorKind::ConnectionRefused);
+    let each = Counts::default()
+        .forward(ForwardPath::PodToOverlay, 1)
+        .forward(ForwardPath::OverlayToPod, 1);
+    assert_eq!(cluster.since(&before), [each.clone(), each]);
+    no_drops(&cluster);
 }
 
 #[test]

@@ -16,25 +16,24 @@ const SHOT: i32 = 2;
 const REDIRECT: i32 = 7;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-const SELF: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
-const OTHER_NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
+pub(crate) const SELF: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
+pub(crate) const OTHER_NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
 const REMOTE_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 9);
 const ABSENT_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 99);
 const NOBODYS: Ipv4Addr = Ipv4Addr::new(10, 244, 77, 1);
-const NATIVE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-const TCP: u8 = 6;
-const ICMP_UNREACHABLE: u8 = 3;
-const ICMP_ECHO: u8 = 8;
-const MORE_FRAGMENTS: u16 = 0x2000;
+pub(crate) const NATIVE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub(crate) const TCP: u8 = 6;
+pub(crate) const ICMP_UNREACHABLE: u8 = 3;
+pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
 
-struct Bench {
-    cluster: Cluster,
-    pod: Pod,
-    peer: Pod,
+pub(crate) struct Bench {
+    pub(crate) cluster: Cluster,
+    pub(crate) pod: Pod,
+    pub(crate) peer: Pod,
 }
 
-enum Want {
+pub(crate) enum Want {
     Drop(DropReason),
     Pass(ForwardPath),
     /// Not ours, or counted elsewhere.
@@ -44,7 +43,7 @@ enum Want {
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut cluster = Cluster::new(2);
         let native = "192.0.2.0/24".parse().unwrap();
         cluster.nodes[0]
@@ -65,7 +64,7 @@ impl Bench {
         )
     }
 
-    fn check(&mut self, program: Program, ifindex: u32, row: &str, frame: &[u8], want: &Want) {
+    pub(crate) fn check(&mut self, program: Program, ifindex: u32, row: &str, frame: &[u8], want: &Want) {
         self.check_packet(program, row, &Packet::new(ifindex, frame), want);
     }
 
@@ -528,195 +527,6 @@ fn the_stack_sends_to_the_overlay_only_what_is_the_nodes_or_a_pods() {
         "nothing came by a tunnel",
         &frame,
         &Want::Drop(D::NoTunnelKey),
-    );
-}
-
-#[test]
-fn replies_of_translated_flows_and_only_those_go_up_the_stack() {
-    use ForwardPath as F;
-    needs_root!();
-    let mut bench = Bench::new();
-    let (pod, peer) = (bench.pod.address, bench.peer.address);
-    let (at_pod, at_peer) = (bench.pod.endpoint, bench.peer.endpoint);
-    let from_pod = |source: weft_kernel::bpf::Endpoint, packet: &Ip| {
-        ethernet(source.host_mac, source.mac, IPV4, &packet.bytes())
-    };
-    let to_pod = |packet: &Ip| ethernet(at_pod.mac, at_pod.host_mac, IPV4, &packet.bytes());
-    let fast = Want::Redirect(F::PodToPod, at_peer.mac, at_peer.host_mac);
-    let slow = Want::Pass(F::PodToStack);
-    let reply = Ip::udp_ports(pod, 2000, peer, 1000);
-
-    bench.check(
-        Program::FromPod,
-        at_pod.ifindex,
-        "before",
-        &from_pod(at_pod, &reply),
-        &fast,
-    );
-    for (row, source) in [("the node", SELF), ("outside", OUTSIDE), ("native", NATIVE)] {
-        let frame = to_pod(&Ip::udp(source, pod));
-        bench.check(
-            Program::ToPod,
-            at_pod.ifindex,
-            row,
-            &frame,
-            &Want::Pass(F::StackToPod),
-        );
-    }
-    assert!(
-        bench.cluster.nodes[0]
-            .datapath
-            .endpoints()
-            .with_stack_flows()
-            .unwrap()
-            .is_empty()
-    );
-
-    // The peer's packet comes out of the stack: something there has turned it to the pod.
-    let frame = to_pod(&Ip::udp(peer, pod));
-    bench.check(
-        Program::ToPod,
-        at_pod.ifindex,
-        "translated",
-        &frame,
-        &Want::Pass(F::StackToPod),
-    );
-    assert_eq!(
-        bench.cluster.nodes[0]
-            .datapath
-            .endpoints()
-            .with_stack_flows()
-            .unwrap(),
-        [pod]
-    );
-    for (row, packet, want) in [
-        ("its reply", reply.clone(), &slow),
-        (
-            "its reply behind IP options",
-            reply.clone().with_options(4),
-            &slow,
-        ),
-        ("another flow", Ip::udp_ports(pod, 2001, peer, 1000), &fast),
-        ("the same direction", Ip::udp_ports(pod, 1000, peer, 2000), &fast),
-        (
-            "the same ports of TCP",
-            Ip {
-                protocol: TCP,
-                ..reply.clone()
-            },
-            &fast,
-        ),
-        (
-            "a fragment",
-            Ip::udp(pod, peer).with_fragment(MORE_FRAGMENTS),
-            &slow,
-        ),
-        ("a later fragment", Ip::udp(pod, peer).with_fragment(185), &slow),
-        ("an ICMP error", Ip::icmp(pod, peer, ICMP_UNREACHABLE), &slow),
-        ("an ICMP query", Ip::icmp(pod, peer, ICMP_ECHO), &fast),
-    ] {
-        bench.check(
-            Program::FromPod,
-            at_pod.ifindex,
-            row,
-            &from_pod(at_pod, &packet),
-            want,
-        );
-    }
-    let to_tunnel_port = Ip::udp_ports(pod, 9, OTHER_NODE, VXLAN_PORT).with_fragment(MORE_FRAGMENTS);
-    let frame = from_pod(at_pod, &to_tunnel_port);
-    let want = Want::Drop(DropReason::TunnelPort);
-    bench.check(
-        Program::FromPod,
-        at_pod.ifindex,
-        "a fragment to a tunnel port",
-        &frame,
-        &want,
-    );
-
-    // Its other end has no note of its own and sends as before.
-    let frame = from_pod(at_peer, &Ip::udp(peer, pod));
-    let want = Want::Redirect(F::PodToPod, at_pod.mac, at_pod.host_mac);
-    bench.check(Program::FromPod, at_peer.ifindex, "the other end", &frame, &want);
-}
-
-#[test]
-fn a_note_is_forgotten_when_a_packet_of_its_flow_passes_the_stack_by_or_comes_back_untranslated() {
-    use ForwardPath as F;
-    needs_root!();
-    let mut bench = Bench::new();
-    let (pod, peer) = (bench.pod.address, bench.peer.address);
-    let (at_pod, at_peer) = (bench.pod.endpoint, bench.peer.endpoint);
-    let from = |source: weft_kernel::bpf::Endpoint, packet: &Ip| {
-        ethernet(source.host_mac, source.mac, IPV4, &packet.bytes())
-    };
-    let to = |target: weft_kernel::bpf::Endpoint, packet: &Ip| {
-        ethernet(target.mac, target.host_mac, IPV4, &packet.bytes())
-    };
-    let fast = |target: weft_kernel::bpf::Endpoint| Want::Redirect(F::PodToPod, target.mac, target.host_mac);
-    let up = || Want::Pass(F::PodToStack);
-    let down = || Want::Pass(F::StackToPod);
-    let request = Ip::udp(peer, pod);
-    let reply = Ip::udp_ports(pod, 2000, peer, 1000);
-    let echo = Ip::icmp(peer, pod, ICMP_ECHO);
-
-    // The peer speaks to the pod through a service, then directly from the same port.
-    let (sent, answered) = (from(at_peer, &request), from(at_pod, &reply));
-    bench.check(
-        Program::ToPod,
-        at_pod.ifindex,
-        "translated",
-        &to(at_pod, &request),
-        &down(),
-    );
-    bench.check(Program::FromPod, at_pod.ifindex, "its reply", &answered, &up());
-    for (row, packet) in [
-        ("another flow", Ip::udp_ports(peer, 1001, pod, 2000)),
-        ("a fragment", request.clone().with_fragment(MORE_FRAGMENTS)),
-        ("a query", echo.clone()),
-    ] {
-        let frame = from(at_peer, &packet);
-        bench.check(Program::FromPod, at_peer.ifindex, row, &frame, &fast(at_pod));
-        bench.check(Program::FromPod, at_pod.ifindex, row, &answered, &up());
-    }
-    bench.check(Program::FromPod, at_peer.ifindex, "direct", &sent, &fast(at_pod));
-    bench.check(
-        Program::FromPod,
-        at_pod.ifindex,
-        "its direct reply",
-        &answered,
-        &fast(at_peer),
-    );
-
-    // The peer's first packet went up the stack although nothing there translates it.
-    bench.check(
-        Program::ToPod,
-        at_pod.ifindex,
-        "too early",
-        &to(at_pod, &request),
-        &down(),
-    );
-    bench.check(Program::FromPod, at_pod.ifindex, "its reply", &answered, &up());
-    bench.check(
-        Program::ToPod,
-        at_peer.ifindex,
-        "its reply, untranslated",
-        &to(at_peer, &reply),
-        &down(),
-    );
-    bench.check(
-        Program::FromPod,
-        at_peer.ifindex,
-        "the second",
-        &sent,
-        &fast(at_pod),
-    );
-    bench.check(
-        Program::FromPod,
-        at_pod.ifindex,
-        "its reply",
-        &answered,
-        &fast(at_peer),
     );
 }
 
