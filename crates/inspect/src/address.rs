@@ -1,5 +1,6 @@
 //! Who owns an address.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -184,9 +185,12 @@ pub fn list_addresses(seen: &Snapshot, pods: &[Pod]) -> AddressList {
         })
         .collect();
     addresses.sort_by(|a, b| (a.address, &a.pod).cmp(&(b.address, &b.pod)));
-    let used = |block: Block| addresses.iter().filter(|pod| pod.block == Some(block)).count();
+    let mut used: BTreeMap<Block, u32> = BTreeMap::new();
+    for block in addresses.iter().filter_map(|held| held.block) {
+        *used.entry(block).or_default() += 1;
+    }
     let blocks = blocks.iter().map(|held| BlockUse {
-        used: u32::try_from(used(held.block)).unwrap_or(u32::MAX),
+        used: used.get(&held.block).copied().unwrap_or(0),
         capacity: held.block.size().addresses(),
         block: held.clone(),
     });
