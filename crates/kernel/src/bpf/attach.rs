@@ -10,13 +10,16 @@ use aya::sys::SyscallError;
 use aya::util::KernelVersion;
 
 use super::cause::AyaError;
+use super::filter::Filters;
 use super::pins::remove_file;
 use super::{Datapath, Program, filter, interface};
 use crate::error::{Cause, Context, Error, Result};
-use crate::rtnl::Rtnl;
 
 /// First kernel with TCX links (commit e420bed02507).
 const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
+
+/// What [`Datapath::attached`] does, for errors.
+const LIST: &str = "list eBPF programs of interface";
 
 /// How programs are attached to interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,33 +145,57 @@ impl Datapath {
     /// # Errors
     /// The kernel refused to tell.
     pub fn attached(&mut self) -> Result<BTreeSet<Attachment>> {
-        const OPERATION: &str = "list eBPF programs of interface";
         let mut found = BTreeSet::new();
+        let mut add = |ifindex, program: Option<Program>| {
+            found.extend(program.map(|program| Attachment { ifindex, program }));
+        };
         if self.attach != AttachMode::Clsact {
             for (ifindex, hook) in self.pins.links()? {
-                let Some(name) = interface::name(ifindex).context(OPERATION, ifindex)? else {
-                    continue;
-                };
-                let (_, programs) =
-                    SchedClassifier::query_tcx(&name, hook.attach_type()).context(OPERATION, &name)?;
-                let pinned = pinned_program(&self.pins.link(ifindex, hook)).context(OPERATION, &name)?;
-                let running = programs.iter().filter(|program| program.id() == pinned);
-                let names = running.filter_map(|program| Program::by_name(program.name_as_str()?));
-                found.extend(names.map(|program| Attachment { ifindex, program }));
+                add(ifindex, self.link_program(ifindex, hook)?);
             }
         }
         if self.attach != AttachMode::Tcx {
-            for link in Rtnl::open()?.links()? {
+            let mut filters = Filters::open().context(LIST, "all")?;
+            for ifindex in filters.interfaces().context(LIST, "all")? {
                 for hook in Hook::ALL {
-                    let program = filter::program(link.index, hook).context(OPERATION, &link.name)?;
-                    found.extend(program.map(|program| Attachment {
-                        ifindex: link.index,
-                        program,
-                    }));
+                    add(ifindex, filters.program(ifindex, hook).context(LIST, ifindex)?);
                 }
             }
         }
         Ok(found)
+    }
+
+    /// The same for one interface, without looking at others. Empty if there is no such interface.
+    ///
+    /// # Errors
+    /// The kernel refused to tell.
+    pub fn attached_to(&self, ifindex: u32) -> Result<BTreeSet<Program>> {
+        let mut found = BTreeSet::new();
+        for hook in Hook::ALL {
+            if self.attach != AttachMode::Clsact && self.pins.link(ifindex, hook).exists() {
+                found.extend(self.link_program(ifindex, hook)?);
+            }
+        }
+        if self.attach != AttachMode::Tcx {
+            let mut filters = Filters::open().context(LIST, ifindex)?;
+            for hook in Hook::ALL {
+                found.extend(filters.program(ifindex, hook).context(LIST, ifindex)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Which of our programs runs by the pinned link of a hook.
+    fn link_program(&self, ifindex: u32, hook: Hook) -> Result<Option<Program>> {
+        let Some(name) = interface::name(ifindex).context(LIST, ifindex)? else {
+            return Ok(None);
+        };
+        let (_, programs) = SchedClassifier::query_tcx(&name, hook.attach_type()).context(LIST, &name)?;
+        let pinned = pinned_program(&self.pins.link(ifindex, hook)).context(LIST, &name)?;
+        Ok(programs
+            .iter()
+            .filter(|program| program.id() == pinned)
+            .find_map(|program| Program::by_name(program.name_as_str()?)))
     }
 
     pub(super) fn detach_all_filters(&mut self) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Programs as direct-action filters of a clsact qdisc, for kernels without TCX (before 6.6).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -8,11 +9,12 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use super::Program;
 use super::attach::Hook;
 use crate::error::Cause;
-use crate::netlink::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, Netlink};
+use crate::netlink::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, Netlink, Reply};
 use crate::wire::{Attrs, Message, text, u32_at};
 
 // include/uapi/linux/rtnetlink.h
 const RTM_NEWQDISC: u16 = 36;
+const RTM_GETQDISC: u16 = 38;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
@@ -22,6 +24,7 @@ const TCA_OPTIONS: u16 = 2;
 const TCMSG: usize = 20;
 
 // include/uapi/linux/pkt_sched.h
+const CLSACT: &str = "clsact";
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 const TC_H_CLSACT_INGRESS: u32 = 0xffff_fff2;
 const TC_H_CLSACT_EGRESS: u32 = 0xffff_fff3;
@@ -45,7 +48,7 @@ pub(super) fn set(ifindex: u32, hook: Hook, name: &str, program: BorrowedFd<'_>)
         NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
     )
     .raw(&tcmsg(ifindex, CLSACT_HANDLE, TC_H_CLSACT, 0))
-    .str(TCA_KIND, "clsact");
+    .str(TCA_KIND, CLSACT);
     tolerate(netlink.request(qdisc), &[libc::EEXIST])?;
     let filter = Message::new(RTM_NEWTFILTER, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE)
         .raw(&our_filter(ifindex, hook))
@@ -72,17 +75,44 @@ pub(super) fn remove(ifindex: u32, hook: Hook) -> Result<(), Cause> {
     )
 }
 
-/// Which of our programs is the filter at a hook.
-pub(super) fn program(ifindex: u32, hook: Hook) -> Result<Option<Program>, Cause> {
-    let mut netlink = Netlink::open(NETLINK_ROUTE)?;
-    let filters = netlink.dump(
-        &Message::new(RTM_GETTFILTER, NLM_F_REQUEST | NLM_F_DUMP).raw(&tcmsg(ifindex, 0, parent(hook), 0)),
-    )?;
-    Ok(filters.iter().find_map(|(_, payload)| {
-        let ours = u32_at(payload, 8)? == HANDLE && u32_at(payload, 16)? >> 16 == PRIORITY;
-        let options = Attrs::after(payload, TCMSG).find(TCA_OPTIONS).filter(|_| ours)?;
-        Program::by_name(&text(Attrs::new(options).find(TCA_BPF_NAME)?))
-    }))
+/// Questions about filters, over one socket. Of the namespace it was opened in.
+#[derive(Debug)]
+pub(super) struct Filters {
+    netlink: Netlink,
+}
+
+// === impl Filters ===
+
+impl Filters {
+    pub(super) fn open() -> Result<Self, Cause> {
+        let netlink = Netlink::open(NETLINK_ROUTE)?;
+        Ok(Self { netlink })
+    }
+
+    /// Interfaces with a clsact qdisc, ours or another's: no other has filters of ours.
+    pub(super) fn interfaces(&mut self) -> Result<BTreeSet<u32>, Cause> {
+        let qdiscs = self.dump(RTM_GETQDISC, &tcmsg(0, 0, 0, 0))?;
+        let with_clsact = qdiscs.iter().filter_map(|(_, payload)| {
+            let kind = Attrs::after(payload, TCMSG).find(TCA_KIND).map(text)?;
+            u32_at(payload, 4).filter(|_| kind == CLSACT)
+        });
+        Ok(with_clsact.collect())
+    }
+
+    /// Which of our programs is the filter at a hook.
+    pub(super) fn program(&mut self, ifindex: u32, hook: Hook) -> Result<Option<Program>, Cause> {
+        let filters = self.dump(RTM_GETTFILTER, &tcmsg(ifindex, 0, parent(hook), 0))?;
+        Ok(filters.iter().find_map(|(_, payload)| {
+            let ours = u32_at(payload, 8)? == HANDLE && u32_at(payload, 16)? >> 16 == PRIORITY;
+            let options = Attrs::after(payload, TCMSG).find(TCA_OPTIONS).filter(|_| ours)?;
+            Program::by_name(&text(Attrs::new(options).find(TCA_BPF_NAME)?))
+        }))
+    }
+
+    fn dump(&mut self, kind: u16, header: &[u8; TCMSG]) -> Result<Vec<Reply>, Cause> {
+        let request = Message::new(kind, NLM_F_REQUEST | NLM_F_DUMP).raw(header);
+        self.netlink.dump(&request)
+    }
 }
 
 fn our_filter(ifindex: u32, hook: Hook) -> [u8; TCMSG] {

@@ -259,6 +259,26 @@ impl Endpoints<'_> {
         Ok(found)
     }
 
+    /// The pod with this address, as [`list`](Target::list) shows it but without listing all.
+    ///
+    /// # Errors
+    /// The kernel refused to read a map.
+    pub fn get(&self, address: &IpAddr) -> Result<Option<Endpoint>> {
+        self.at_addr(to_abi(*address))?
+            .map(|raw| self.whole(&raw))
+            .transpose()
+    }
+
+    /// The endpoint of which this is the half found by address.
+    fn whole(&self, raw: &weft_abi::Endpoint) -> Result<Endpoint> {
+        let whole = self
+            .at_ifindex(raw.ifindex)?
+            .is_some_and(|other| same(raw, &other));
+        Ok(Endpoint::from_abi(raw)
+            .filter(|_| whole)
+            .unwrap_or(Endpoint::BROKEN))
+    }
+
     fn at_addr(&self, address: Address) -> Result<Option<weft_abi::Endpoint>> {
         found(self.by_addr.get(&Raw(address), 0)).context("read eBPF map", names::ENDPOINTS_BY_ADDR)
     }
@@ -280,13 +300,7 @@ impl Target for Endpoints<'_> {
         }
         for entry in self.by_addr.iter() {
             let (Raw(address), Raw(raw)) = entry.context("read eBPF map", names::ENDPOINTS_BY_ADDR)?;
-            let whole = self
-                .at_ifindex(raw.ifindex)?
-                .is_some_and(|other| same(&raw, &other));
-            let endpoint = Endpoint::from_abi(&raw)
-                .filter(|_| whole)
-                .unwrap_or(Endpoint::BROKEN);
-            endpoints.insert(from_abi(address), endpoint);
+            endpoints.insert(from_abi(address), self.whole(&raw)?);
         }
         Ok(endpoints)
     }

@@ -14,11 +14,22 @@ use weft_model::Mac;
 use crate::needs_root;
 use crate::support::{Bpffs, Cluster, Echo, Node, TestNs, megabyte, tcp_echo};
 
-const MODES: [AttachMode; 2] = [AttachMode::Tcx, AttachMode::Clsact];
+const MODES: [AttachMode; 3] = [AttachMode::Auto, AttachMode::Tcx, AttachMode::Clsact];
+/// Index of `lo` in every namespace.
+const LOOPBACK: u32 = 1;
+const NO_INTERFACE: u32 = 4_000_000;
 
 fn attached(node: &mut Node) -> BTreeSet<Attachment> {
     let datapath = &mut node.datapath;
     node.ns.netns.run(|| datapath.attached().unwrap()).unwrap()
+}
+
+fn attached_to(node: &Node, ifindex: u32) -> BTreeSet<Program> {
+    let datapath = &node.datapath;
+    node.ns
+        .netns
+        .run(|| datapath.attached_to(ifindex).unwrap())
+        .unwrap()
 }
 
 fn at(ifindex: u32, programs: [Program; 2]) -> impl Iterator<Item = Attachment> {
@@ -63,6 +74,16 @@ fn what_is_attached_is_known_and_can_be_taken_off() {
             .chain(at(two.endpoint.ifindex, [Program::FromPod, Program::ToPod]))
             .collect();
         assert_eq!(attached(node), expected, "{attach_mode:?}");
+        for (ifindex, programs) in [
+            (node.overlay, vec![Program::FromOverlay, Program::ToOverlay]),
+            (node.uplink, vec![Program::FromUplink, Program::ToUplink]),
+            (two.endpoint.ifindex, vec![Program::FromPod, Program::ToPod]),
+            (LOOPBACK, vec![]),
+            (NO_INTERFACE, vec![]),
+        ] {
+            let programs = BTreeSet::from_iter(programs);
+            assert_eq!(attached_to(node, ifindex), programs, "{attach_mode:?}");
+        }
         // Again changes nothing.
         attach(node, one.endpoint.ifindex, &one.host_name);
         assert_eq!(attached(node), expected, "{attach_mode:?}");
@@ -74,6 +95,7 @@ fn what_is_attached_is_known_and_can_be_taken_off() {
             .unwrap();
         expected.retain(|attachment| attachment.ifindex != one.endpoint.ifindex);
         assert_eq!(attached(node), expected, "{attach_mode:?}");
+        assert_eq!(attached_to(node, one.endpoint.ifindex), BTreeSet::new());
         let datapath = &mut node.datapath;
         node.ns
             .netns
@@ -83,6 +105,7 @@ fn what_is_attached_is_known_and_can_be_taken_off() {
         node.ns.rtnl().delete_link(two.host_name.as_str()).unwrap();
         expected.retain(|attachment| attachment.ifindex != two.endpoint.ifindex);
         assert_eq!(attached(node), expected, "{attach_mode:?}");
+        assert_eq!(attached_to(node, two.endpoint.ifindex), BTreeSet::new());
     }
 }
 
@@ -271,6 +294,9 @@ fn endpoints_are_compared_by_what_is_managed_and_keep_what_is_not() {
     let endpoints = &mut cluster.nodes[0].datapath;
     assert_eq!(endpoints.endpoints().with_stack_flows().unwrap(), [key]);
     assert_eq!(endpoints.endpoints().list().unwrap()[&key], two.endpoint);
+    assert_eq!(endpoints.endpoints().get(&key).unwrap(), Some(two.endpoint));
+    let nobody = IpAddr::from([10, 244, 0, 99]);
+    assert_eq!(endpoints.endpoints().get(&nobody).unwrap(), None);
     let renamed = Endpoint {
         identity: Identity::new(4711).unwrap(),
         ..two.endpoint
@@ -296,6 +322,9 @@ fn endpoints_are_compared_by_what_is_managed_and_keep_what_is_not() {
     let other = IpAddr::from([10, 244, 0, 50]);
     endpoints.endpoints().apply(&other, &moved).unwrap();
     let found = endpoints.endpoints().list().unwrap();
+    for key in [key, other] {
+        assert_eq!(endpoints.endpoints().get(&key).unwrap(), found.get(&key).copied());
+    }
     assert_eq!((found[&other], found[&key].ifindex), (moved, 0));
     for key in [key, other, other] {
         endpoints.endpoints().remove(&key).unwrap();
