@@ -1,11 +1,13 @@
 //! What arrives at a node's VXLAN port, from other nodes and from those who would like to be one.
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Instant;
 
+use ipnet::Ipv4Net;
 use weft_kernel::NetNs;
-use weft_kernel::bpf::{DropReason, ForwardPath, Identity};
+use weft_kernel::bpf::{DropReason, ForwardPath, Identity, PrefixTarget};
 use weft_kernel::sockets::{FrameSocket, udp_socket};
+use weft_kernel::target::Target;
 use weft_model::Mac;
 
 use crate::frames::{IPV4, Ip, OVERLAY_MAC, OVERLAY_SOURCE_MAC, ethernet, inner, readdressed, vxlan};
@@ -206,6 +208,69 @@ fn forged_packets_are_dropped_each_for_its_reason() {
         let moved = counted(&cluster, socket, &vxlan(vni, &frame));
         assert_eq!(moved, Counts::default().drop(reason, 1), "{row}");
     }
+}
+
+#[test]
+fn a_nodes_packets_come_from_its_tunnel_address_only() {
+    const SECONDARY: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 52);
+    needs_root!();
+    let mut cluster = Cluster::new(2);
+    let pod = cluster.pod(0, 1).address;
+    cluster.nodes[1].ns.exec("ip addr add 172.31.0.52/24 dev eth0");
+    let secondary = udp_socket(&cluster.nodes[1].ns.netns, SocketAddrV4::new(SECONDARY, 0).into()).unwrap();
+    secondary.connect(SocketAddrV4::new(NODE, VXLAN_PORT)).unwrap();
+    let rows = [
+        ("its pod", POD, Ip::udp(SENDERS_POD, pod)),
+        ("itself", HOST, Ip::udp(SENDER, pod)),
+        ("itself by that address", HOST, Ip::udp(SECONDARY, pod)),
+    ];
+    // Of what the address is depends only the reason.
+    let check = |cluster: &Cluster, reason| {
+        for (row, vni, packet) in &rows {
+            let moved = counted(cluster, &secondary, &vxlan(*vni, &inner(packet)));
+            assert_eq!(moved, Counts::default().drop(reason, 1), "{row}");
+        }
+    };
+    check(&cluster, DropReason::UnknownNode);
+    let underlay = IpAddr::from(SENDER);
+    let known = Ipv4Net::from(SECONDARY).into();
+    let datapath = &mut cluster.nodes[0].datapath;
+    datapath
+        .prefixes()
+        .apply(&known, &PrefixTarget::RemoteNode { underlay })
+        .unwrap();
+    check(&cluster, DropReason::UnknownNode);
+    let datapath = &mut cluster.nodes[0].datapath;
+    datapath.nodes().apply(&SECONDARY.into(), &()).unwrap();
+    check(&cluster, DropReason::ForeignSource);
+}
+
+#[test]
+fn a_pod_forges_no_tunnel_packets_by_its_nodes_address() {
+    needs_root!();
+    let mut cluster = Cluster::new(2);
+    let (pod, victim) = (cluster.pod(0, 1), cluster.pod(1, 2));
+    cluster.nodes[1].ns.exec("ip addr add 172.31.0.52/24 dev eth0");
+    cluster.nodes[0].dnat("ip daddr 10.0.0.10 meta l4proto udp dnat to 172.31.0.2:8472");
+    let listening = udp_socket(&victim.ns.netns, SocketAddrV4::new(victim.address, 2000).into()).unwrap();
+    listening.set_read_timeout(Some(PATIENCE)).unwrap();
+    let forging = udp_socket(&pod.ns.netns, (Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+    // As its node would send it.
+    let forged = vxlan(HOST, &inner(&Ip::udp(NODE, victim.address)));
+    for to in ["10.0.0.10:80", "172.31.0.52:8472"] {
+        forging.send_to(&forged, to).unwrap();
+    }
+    let honest = udp_socket(&cluster.nodes[0].ns.netns, (Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+    honest
+        .send_to(b"honest", SocketAddrV4::new(victim.address, 2000))
+        .unwrap();
+    let mut buffer = [0; 64];
+    let (length, _) = listening.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"honest");
+    assert_eq!(
+        cluster.counts()[1],
+        Counts::default().forward(ForwardPath::OverlayToPod, 1)
+    );
 }
 
 #[test]
