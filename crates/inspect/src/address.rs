@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
+use weft_api::AddressCounts;
 use weft_model::Block;
 
 use crate::API_VERSION;
@@ -52,8 +53,10 @@ pub enum AddressOwner {
         /// The block.
         #[serde(flatten)]
         block: BlockRef,
-        /// How many of the node's addresses cool. None: it is free.
+        /// How many of the node's addresses cool. None: this one is free.
         cooling: u32,
+        /// How many of the node's addresses are free. None: this one cools.
+        free: u32,
         /// A pod that has ended and had it last.
         ended: Option<PodRef>,
     },
@@ -146,8 +149,10 @@ pub fn look_up(address: Ipv4Addr, seen: &Snapshot, pods: &[Pod]) -> AddressAnswe
     } else if let Some(node) = node {
         AddressOwner::Node { node }
     } else if let Some(block) = block {
+        let counts = counts(seen, &block.node);
         AddressOwner::Unused {
-            cooling: cooling(seen, &block.node),
+            cooling: counts.cooling,
+            free: counts.capacity.saturating_sub(counts.used + counts.cooling),
             block,
             ended: having().map(pod_ref).next(),
         }
@@ -271,12 +276,12 @@ fn blocks(seen: &Snapshot) -> Vec<BlockRef> {
     blocks
 }
 
-fn cooling(seen: &Snapshot, node: &str) -> u32 {
+fn counts(seen: &Snapshot, node: &str) -> AddressCounts {
     seen.networks
         .iter()
         .find(|network| network.metadata.name.as_deref() == Some(node))
         .and_then(|network| network.status.as_ref()?.addresses)
-        .map_or(0, |addresses| addresses.cooling)
+        .unwrap_or_default()
 }
 
 // === impl PodRef ===

@@ -148,11 +148,13 @@ fn render_answer(answer: &AddressAnswer, cluster: &ClusterArgs) -> Vec<String> {
         AddressOwner::Unused {
             block,
             cooling,
+            free,
             ended,
         } => {
-            let state = match cooling {
-                0 => "free".to_owned(),
-                1 => "free or cooling: 1 address of its node cools".to_owned(),
+            let state = match (cooling, free) {
+                (0, _) => "free".to_owned(),
+                (_, 0) => "cooling".to_owned(),
+                (1, _) => "free or cooling: 1 address of its node cools".to_owned(),
                 _ => format!("free or cooling: {cooling} addresses of its node cool"),
             };
             let ended = ended

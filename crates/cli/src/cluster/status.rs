@@ -161,7 +161,12 @@ fn pool_row(pool: &PoolState) -> Vec<Cell> {
         if pool.problems.is_empty() {
             Cell::toned("ok", Tone::Good)
         } else {
-            Cell::toned(pool.problems.join("; "), Tone::Warn)
+            // What it means stands below the tables.
+            let reasons = pool
+                .problems
+                .iter()
+                .map(|text| text.split(':').next().unwrap_or(text));
+            Cell::toned(reasons.collect::<Vec<_>>().join(" "), Tone::Warn)
         },
     ]
 }

@@ -47,6 +47,7 @@ fn every_kind_of_owner_is_found() {
             AddressOwner::Unused {
                 block: block("10.244.1.0/24", "b"),
                 cooling: 0,
+                free: 254,
                 ended: None,
             },
             Vec::new()
@@ -70,6 +71,7 @@ fn a_pod_that_has_ended_owns_its_address_no_more() {
             AddressOwner::Unused {
                 block: block("10.244.0.0/24", "a"),
                 cooling: 3,
+                free: 251,
                 ended: Some(web("a")),
             },
             Vec::new()

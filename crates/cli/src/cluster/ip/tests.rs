@@ -53,9 +53,10 @@ fn an_answer_names_owner_node_block_and_pool() {
 
 #[test]
 fn every_state_of_an_address_has_its_sentence() {
-    let unused = |cooling, ended| AddressOwner::Unused {
+    let unused = |cooling, free, ended| AddressOwner::Unused {
         block: block(),
         cooling,
+        free,
         ended,
     };
     let unassigned = |excluded| AddressOwner::Unassigned {
@@ -67,13 +68,14 @@ fn every_state_of_an_address_has_its_sentence() {
     };
     for (owner, sentence) in [
         (node, "10.244.0.7 is node node-1's own"),
-        (unused(0, None), "10.244.0.7 is free"),
+        (unused(0, 9, None), "10.244.0.7 is free"),
+        (unused(3, 0, None), "10.244.0.7 is cooling"),
         (
-            unused(1, None),
+            unused(1, 9, None),
             "10.244.0.7 is free or cooling: 1 address of its node cools",
         ),
         (
-            unused(3, Some(pod())),
+            unused(3, 9, Some(pod())),
             "10.244.0.7 is free or cooling: 3 addresses of its node cool; pod shop/web, which has ended, had it",
         ),
         (

@@ -100,8 +100,9 @@ fn what_is_not_known_yet_is_not_made_up() {
         ..node(1)
     }]);
     (new.pools[0].allocated, new.pools[0].capacity) = (None, None);
+    new.pools[0].problems = vec!["NoFreeBlock: 1 node waits".to_owned()];
     let lines = screen(&new, false);
-    assert_eq!(lines[1], "default 10.244.0.0/16 /24 ?/? ok");
+    assert_eq!(lines[1], "default 10.244.0.0/16 /24 ?/? NoFreeBlock");
     assert_eq!(lines[4], "node-1 NotReady - - 0 0 0 - -");
 }
 
