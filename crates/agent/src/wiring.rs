@@ -315,22 +315,18 @@ impl PodKernel for Wiring {
                     },
                 );
                 let mut datapath = lock(&self.datapath);
-                let endpoint = datapath.endpoints().list()?.remove(&attachment.ip());
+                let endpoint = datapath.endpoints().get(&attachment.ip())?;
                 found.unless(endpoint == Some(attachment.endpoint(link.index)), || {
                     format!(
                         "the datapath has another entry for {} than it should, or none",
                         attachment.address
                     )
                 });
-                let attached = datapath.attached()?;
+                let attached = datapath.attached_to(link.index)?;
                 for program in POD_PROGRAMS {
-                    found.unless(
-                        attached.contains(&bpf::Attachment {
-                            ifindex: link.index,
-                            program,
-                        }),
-                        || format!("program {} is not attached to {name}", program.name()),
-                    );
+                    found.unless(attached.contains(&program), || {
+                        format!("program {} is not attached to {name}", program.name())
+                    });
                 }
             }
         }
