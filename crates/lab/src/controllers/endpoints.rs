@@ -17,7 +17,7 @@ use super::template::short_hash;
 /// Label with the name of the Service that a slice belongs to.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
-/// What the label [`MANAGED_BY`] says of slices made here.
+/// What the label `endpointslice.kubernetes.io/managed-by` says of slices made here.
 pub const MANAGER: &str = "endpointslice-controller.k8s.io";
 /// Endpoints in one slice at most.
 const SLICE_SIZE: usize = 100;
