@@ -234,18 +234,14 @@ impl<K: PodKernel> Pods<K> {
             key: add.key.clone(),
             address,
         };
-        let made = self
-            .kernel
-            .attach(&attachment, netns, mtu)
-            .map_err(|error| self.wiring_failure(&error));
-        let made = made.and_then(|()| {
-            self.ledger
-                .activate(&add.key)
-                .map_err(|error| self.ledger_failure(error))
-        });
-        if let Err(failure) = made {
-            self.undo(&attachment);
-            return Err(failure.into());
+        if let Err(error) = self.kernel.attach(&attachment, netns, mtu) {
+            // No packet can have carried the address, so the next ADD may have it.
+            self.undo(&attachment, Ledger::withdraw);
+            return Err(self.wiring_failure(&error).into());
+        }
+        if let Err(error) = self.ledger.activate(&add.key) {
+            self.undo(&attachment, Ledger::release);
+            return Err(self.ledger_failure(error).into());
         }
         self.changed.notify_one();
         Ok(Attached {
@@ -261,12 +257,16 @@ impl<K: PodKernel> Pods<K> {
     }
 
     /// Takes a half-made attachment back. What fails here is found again by the next start of the agent.
-    fn undo(&self, attachment: &Attachment) {
+    fn undo(
+        &self,
+        attachment: &Attachment,
+        give_back: impl Fn(&Ledger, &AttachmentKey) -> Result<Option<weft_ipam::ledger::Attachment>, LedgerError>,
+    ) {
         if let Err(error) = self.kernel.detach(attachment) {
             tracing::error!(%attachment, %error, "could not take back a failed ADD; its address stays reserved");
             return;
         }
-        if let Err(error) = self.ledger.release(&attachment.key) {
+        if let Err(error) = give_back(&self.ledger, &attachment.key) {
             tracing::error!(%attachment, %error, "could not give back the address of a failed ADD");
         }
     }

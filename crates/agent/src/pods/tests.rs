@@ -227,6 +227,11 @@ fn an_add_the_kernel_refuses_leaves_nothing() {
         "{words}"
     );
     assert_eq!((bed.kernel.wired(), bed.used()), (vec![], 0));
+    // Nor does it cost an address, however often it is tried.
+    for _ in 0..10 {
+        bed.add("a");
+    }
+    assert_eq!(bed.pods.ledger().stats().unwrap().free(), 4);
 }
 
 #[test]

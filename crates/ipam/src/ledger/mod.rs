@@ -190,6 +190,18 @@ impl Ledger {
         self.writer.call(move |state, now| Ok(state.release(&key, now)))
     }
 
+    /// Takes a reservation back whose address no packet can have carried: it is
+    /// free at once, so that an ADD that fails again and again does not use up
+    /// the node's addresses. `None` if there is no reservation; an active
+    /// attachment is not touched.
+    ///
+    /// # Errors
+    /// Failures to write, after which the reservation still exists.
+    pub fn withdraw(&self, key: &AttachmentKey) -> Result<Option<Attachment>, LedgerError> {
+        let key = key.clone();
+        self.writer.call(move |state, _| Ok(state.withdraw(&key)))
+    }
+
     /// Ends every attachment that is not `valid`, but for those whose ADD is
     /// still under way, and returns them.
     ///

@@ -272,6 +272,24 @@ impl State {
         }
     }
 
+    /// Undoes a reservation as if it had never been.
+    pub(super) fn withdraw(&mut self, key: &AttachmentKey) -> Option<Attachment> {
+        let address = *self.by_key.get(key)?;
+        let Some(Entry::Reserved(owner)) = self.entries.get(&address) else {
+            return None;
+        };
+        let owner = owner.clone();
+        self.by_key.remove(key);
+        self.entries.remove(&address);
+        self.changes.addresses.insert(address);
+        for (held, from) in self.blocks.iter().zip(&mut self.unused_from) {
+            if held.block.contains(address) {
+                *from = (*from).min(address.to_bits() - held.block.first().to_bits());
+            }
+        }
+        Some(owner)
+    }
+
     /// Releases every active attachment that is not in `valid`. Reserved ones
     /// belong to an ADD that is under way.
     pub(super) fn gc(&mut self, valid: &HashSet<AttachmentKey>, now: &Now) -> Vec<Attachment> {

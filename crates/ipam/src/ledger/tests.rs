@@ -120,6 +120,22 @@ fn every_address_of_a_block_serves_a_pod_the_first_and_the_last_one_too() {
 }
 
 #[test]
+fn a_reservation_taken_back_leaves_no_trace_and_an_attachment_is_not_taken_back() {
+    let fixture = Fixture::new();
+    let ledger = fixture.with_block("10.244.0.0/30");
+    for _ in 0..10 {
+        assert_eq!(ledger.reserve(key(0), details()).unwrap(), address(0));
+        let withdrawn = ledger.withdraw(&key(0)).unwrap().unwrap();
+        assert_eq!((withdrawn.key, withdrawn.address), (key(0), address(0)));
+    }
+    assert_eq!(ledger.withdraw(&key(0)).unwrap(), None);
+    assert_eq!(ledger.list().unwrap(), vec![]);
+    assert_eq!(add(&ledger, 0), address(0));
+    assert_eq!(ledger.withdraw(&key(0)).unwrap(), None);
+    assert_eq!(ledger.stats().unwrap().used(), 1);
+}
+
+#[test]
 fn a_released_address_rests_and_the_longest_rested_is_given_first() {
     let fixture = Fixture::new();
     let ledger = fixture.with_block("10.244.0.0/30");
