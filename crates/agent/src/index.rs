@@ -130,11 +130,6 @@ impl Index {
         self.slices.retain(|name, _| names.contains(name));
     }
 
-    /// The UID of this node's Node object, once known.
-    pub fn node_uid(&self) -> Option<&NodeUid> {
-        self.node.as_ref().map(|n| &n.uid)
-    }
-
     /// Compiles what the kernel should hold. `None` while a source was never listed or the node has no address.
     pub fn desired(&self) -> Option<(Desired, Vec<Conflict>)> {
         if self.listed.len() < Source::ALL.len() {

@@ -119,8 +119,9 @@ impl NodeNet {
             for (kind, count) in repairs.0 {
                 self.repaired(kind, count);
             }
+        } else {
+            self.done = Some(desired.clone());
         }
-        self.done = Some(desired.clone());
         Ok(mtu)
     }
 

@@ -147,14 +147,7 @@ impl<G: NodeGroup> Autoscaler<'_, G> {
     fn node_changed(&self, change: Change<NodeFacts>) {
         {
             let mut state = self.lock();
-            match change {
-                Change::Applied(node) => drop(state.nodes.apply(node)),
-                Change::Deleted(node) => drop(state.nodes.delete(&node.key, &node.uid)),
-                Change::Listed(nodes) => {
-                    state.nodes.reset(nodes);
-                    state.listed.0 = true;
-                }
-            }
+            state.listed.0 |= state.nodes.take(change);
         }
         self.wake.notify_one();
     }
@@ -162,17 +155,10 @@ impl<G: NodeGroup> Autoscaler<'_, G> {
     fn pod_changed(&self, change: Change<PodFacts>) {
         {
             let mut state = self.lock();
-            match change {
-                Change::Applied(pod) => drop(state.pods.apply(pod)),
-                Change::Deleted(pod) => {
-                    state.told.remove(&pod.uid);
-                    state.pods.delete(&pod.key, &pod.uid);
-                }
-                Change::Listed(pods) => {
-                    state.pods.reset(pods);
-                    state.listed.1 = true;
-                }
+            if let Change::Deleted(pod) = &change {
+                state.told.remove(&pod.uid);
             }
+            state.listed.1 |= state.pods.take(change);
         }
         self.wake.notify_one();
     }

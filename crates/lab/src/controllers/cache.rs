@@ -7,6 +7,7 @@ use k8s_openapi::Metadata;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::facts::{Key, NodeFacts, PodFacts, version};
+use super::feed::Change;
 
 /// How many deleted objects are remembered, so that a late answer can't bring one back.
 const REMEMBERED: usize = 4096;
@@ -98,6 +99,20 @@ impl<T: Entry> Cache<T> {
             self.apply(object);
         }
         vanished
+    }
+
+    /// Takes over a change, for readers who only look at what the cache holds then. Returns whether it was a complete
+    /// listing.
+    pub fn take(&mut self, change: Change<T>) -> bool {
+        match change {
+            Change::Applied(object) => drop(self.apply(object)),
+            Change::Deleted(object) => drop(self.delete(&object.key(), object.uid())),
+            Change::Listed(objects) => {
+                self.reset(objects);
+                return true;
+            }
+        }
+        false
     }
 
     /// The object of that key.

@@ -100,14 +100,7 @@ impl Scheduler {
     fn node_changed(&self, change: Change<NodeFacts>) {
         {
             let mut state = self.lock();
-            match change {
-                Change::Applied(node) => drop(state.nodes.apply(node)),
-                Change::Deleted(node) => drop(state.nodes.delete(&node.key, &node.uid)),
-                Change::Listed(nodes) => {
-                    state.nodes.reset(nodes);
-                    state.listed.0 = true;
-                }
-            }
+            state.listed.0 |= state.nodes.take(change);
         }
         self.wake.notify_one();
     }
