@@ -1,0 +1,49 @@
+//! `weft-kubetest`, the program behind `cargo xtask kube` and `cargo xtask image`.
+
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use weft_kubetest::image;
+
+/// Real Kubernetes clusters in namespaces of one machine.
+#[derive(Debug, Parser)]
+#[command(
+    name = "weft-kubetest",
+    bin_name = "cargo xtask kube",
+    disable_version_flag = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Pack the image of Weft from its binaries
+    #[command(hide = true)]
+    Image(image::Args),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Image(args) => {
+            let digest = args.run()?;
+            let _ = writeln!(std::io::stdout(), "{}@{digest}", image::REFERENCE);
+            Ok(())
+        }
+    }
+}
