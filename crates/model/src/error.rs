@@ -295,6 +295,12 @@ catalogue! {
         "The agent's answer was not understood. Plugin and agent are installed together; one of them is of another version.";
     CNI_DEFECT = 1410, "defect in the plugin",
         "The plugin met a state that its authors held impossible. It answered with this error and ended; nothing was left half done that the agent would not undo.";
+    CNI_CONFLICT = 1411, "another network configuration comes first",
+        "Container runtimes take the file of their configuration directory (/etc/cni/net.d) whose name sorts first. One of another plugin sorts before Weft's, so that pods would not be Weft's. Weft does not fight for the place: move the other file away when its plugin is to serve no more pods, or give Weft's a name that sorts before it (--conf-name, --cni-conf-name).";
+    CNI_INSTALL = 1412, "plugin or configuration can't be put in place",
+        "The plugin's or the network configuration's file can't be read, written or removed. The system's reason is in the message; a directory that is mounted read-only is the usual cause.";
+    CNI_CHAIN = 1413, "plugin to be chained is missing",
+        "Weft was told to have the reference plugin portmap run after its own, for hostPort, and there is no such program in the runtime's plugin directory. Pods are served without it, their hostPorts are not. It is picked up when it appears.";
 
     // 15xx: agent
     AGENT_NOT_READY = 1501, "agent not ready",
