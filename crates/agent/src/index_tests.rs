@@ -26,6 +26,7 @@ fn peer(node: &str, address: &str, blocks: &[&str]) -> Node {
         uid: uid(&format!("uid-{node}")),
         addresses: vec![ip(address)],
         blocks: blocks.iter().map(|b| block(b)).collect(),
+        routing: weft_model::Routing::Overlay,
     }
 }
 

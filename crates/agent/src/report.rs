@@ -121,7 +121,7 @@ async fn write(
         transport: Some(Transport::Device),
         mtu,
         conditions: vec![condition],
-        allocation: None,
+        ..NodeNetworkStatus::default()
     };
     // A merge leaves `allocation` to the operator, who writes it.
     let mut status = json!(status);

@@ -11,6 +11,7 @@
 )]
 
 mod connect;
+mod identity_slice;
 mod node_network;
 mod node_slice;
 mod pod_pool;
@@ -20,11 +21,13 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 
 pub use connect::{client, config, root_cause};
+pub use identity_slice::{IdentityEntry, IdentitySlice, IdentitySliceSpec};
 pub use node_network::{
-    AddressCounts, NodeBlock, NodeNetwork, NodeNetworkError, NodeNetworkSpec, NodeNetworkStatus, Transport,
+    AddressCounts, BlockUse, NodeBlock, NodeNetwork, NodeNetworkError, NodeNetworkSpec, NodeNetworkStatus,
+    Transport,
 };
 pub use node_slice::{NodeSlice, NodeSliceEntry, NodeSliceError, NodeSliceSpec};
-pub use pod_pool::{PodPool, PodPoolSpec, PodPoolStatus, PoolError, PoolRanges};
+pub use pod_pool::{Ipam, PodPool, PodPoolSpec, PodPoolStatus, PoolError, PoolRange, PoolRanges};
 
 /// The API group of all types.
 pub const GROUP: &str = "weft.dev";
@@ -34,7 +37,12 @@ pub const VERSION: &str = "v1alpha1";
 
 /// The definitions a cluster needs before Weft can start.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    let mut crds = vec![PodPool::crd(), NodeNetwork::crd(), NodeSlice::crd()];
+    let mut crds = vec![
+        PodPool::crd(),
+        NodeNetwork::crd(),
+        NodeSlice::crd(),
+        IdentitySlice::crd(),
+    ];
     for version in crds.iter_mut().flat_map(|crd| &mut crd.spec.versions) {
         let validation = version.schema.as_mut();
         if let Some(schema) = validation.and_then(|schema| schema.open_api_v3_schema.as_mut()) {

@@ -91,13 +91,18 @@ pub struct NodeNetworkSpec {
 }
 
 /// One block of a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeBlock {
     /// The block's range, /20 to /30.
     #[schemars(schema_with = "crate::schema::cidr")]
     pub cidr: String,
     /// The PodPool it was taken from.
     pub pool: String,
+    /// Whether the node gives no pod another address of it. The operator takes
+    /// it back once the node has another block and no address of this one is in
+    /// use or cooling.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retiring: bool,
 }
 
 /// What the node's agent reports, and what the operator has to say about blocks.
@@ -113,6 +118,11 @@ pub struct NodeNetworkStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addresses: Option<AddressCounts>,
 
+    /// The addresses of each block, counted.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::block_uses")]
+    pub blocks: Vec<BlockUse>,
+
     /// How packets to pods of other nodes leave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport: Option<Transport>,
@@ -121,7 +131,9 @@ pub struct NodeNetworkStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
 
-    /// The agent's conditions, `Ready` among them.
+    /// The agent's conditions: `Ready` (new pods get addresses and reach the
+    /// others) and `RoutesClear` (no route of the node that is not Weft's
+    /// overlaps the pod CIDRs or a block; the message names the pair).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -133,7 +145,24 @@ pub struct NodeNetworkStatus {
     pub allocation: Option<Condition>,
 }
 
-/// The addresses of all blocks of a node, counted.
+/// The addresses of one block of a node, counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BlockUse {
+    /// The block's range.
+    #[schemars(schema_with = "crate::schema::cidr")]
+    pub cidr: String,
+    /// Addresses that belong to pods.
+    pub used: u32,
+    /// Addresses that rest after their pod is gone, at least 130 seconds.
+    pub cooling: u32,
+    /// Whether the agent has read that the block is retiring, and gives no pod
+    /// another address of it. Before it says so the block is not taken back,
+    /// however empty it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retiring: bool,
+}
+
+/// The addresses of all blocks of a node or a pool, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AddressCounts {
     /// All addresses of all blocks.

@@ -3,7 +3,7 @@ use std::net::{AddrParseError, Ipv4Addr};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use weft_model::{Block, BlockError, Node, NodeNameError, NodeUidError};
+use weft_model::{Block, BlockError, Node, NodeNameError, NodeUidError, Routing};
 
 /// Up to 200 nodes with their underlay addresses and blocks.
 ///
@@ -36,7 +36,7 @@ pub struct NodeSliceSpec {
 }
 
 /// One node as the others see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeSliceEntry {
     /// The Node's name.
     pub name: String,
@@ -51,6 +51,12 @@ pub struct NodeSliceEntry {
     #[serde(default)]
     #[schemars(length(max = 1024))]
     pub blocks: Vec<String>,
+    /// How the node's pods are reached: `overlay` through the tunnel, the
+    /// default, or `native` by the other nodes' ordinary routes (a node whose
+    /// pods are not on Weft yet).
+    #[serde(default, skip_serializing_if = "is_overlay")]
+    #[schemars(schema_with = "crate::schema::routing")]
+    pub routing: Routing,
 }
 
 /// What is wrong with an entry of a NodeSlice.
@@ -84,6 +90,7 @@ impl From<&Node> for NodeSliceEntry {
             uid: node.uid.to_string(),
             addresses: node.addresses.iter().map(Ipv4Addr::to_string).collect(),
             blocks: node.blocks.iter().map(Block::to_string).collect(),
+            routing: node.routing,
         }
     }
 }
@@ -107,6 +114,13 @@ impl TryFrom<&NodeSliceEntry> for Node {
                 .iter()
                 .map(|text| text.parse())
                 .collect::<Result<_, BlockError>>()?,
+            routing: entry.routing,
         })
     }
+}
+
+/// What is not written, because nearly all entries would say it.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_overlay(routing: &Routing) -> bool {
+    *routing == Routing::Overlay
 }

@@ -5,6 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weft_model::{BlockError, BlockSize, CidrError, PodCidr, UserError, codes, parse_cidr};
 
+use crate::AddressCounts;
+
 /// Ranges of pod addresses, given out to nodes one block at a time.
 ///
 /// A pool grows while it is in use by appending to `cidrs`; ranges need not be
@@ -61,10 +63,14 @@ pub struct PodPoolSpec {
     #[schemars(schema_with = "crate::schema::pool_cidrs")]
     pub cidrs: Vec<String>,
 
+    /// Where a node's blocks come from.
+    #[serde(default)]
+    pub ipam: Ipam,
+
     /// Prefix length of the blocks nodes get, 20 (4,096 addresses) to 30 (4
     /// addresses). Every address of a block is an ordinary pod address, the
     /// first and the last one too. A change holds for blocks given out from
-    /// then on.
+    /// then on. Without effect under ipam `node`.
     #[serde(default = "default_block_size")]
     #[schemars(range(min = 20, max = 30))]
     pub block_size: u8,
@@ -78,11 +84,31 @@ pub struct PodPoolSpec {
     #[schemars(schema_with = "crate::schema::optional_cidrs")]
     pub excluded: Vec<String>,
 
+    /// Entries of `cidrs`, written as there, that give out no more blocks and
+    /// whose blocks are taken back as soon as a node has another one and no pod
+    /// uses an address of them. Once `status.ranges` counts none for an entry
+    /// it may be removed from both lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::retiring_cidrs")]
+    pub retiring: Vec<String>,
+
     /// Destinations outside the overlay that see the pod's own address instead
     /// of the node's. Something there has to route the pool's ranges back.
     #[serde(default, rename = "nonMasqueradeCIDRs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::optional_cidrs")]
     pub non_masquerade_cidrs: Vec<String>,
+}
+
+/// Where the blocks of a node come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Ipam {
+    /// The operator gives out blocks of `blockSize` on demand.
+    #[default]
+    Pool,
+    /// The Node's `spec.podCIDRs`, which kube-controller-manager chose. They
+    /// have to lie in `cidrs`.
+    Node,
 }
 
 /// How much of a pool is given out. Written by the operator.
@@ -95,22 +121,51 @@ pub struct PodPoolStatus {
     /// Blocks of this pool that belong to nodes.
     #[serde(default)]
     pub allocated: u32,
-    /// `Ready` (ranges valid and apart from all others) and `Exhausted` (no
-    /// block left for a node that asks for one).
+    /// The same for each entry of `spec.cidrs`.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::pool_ranges")]
+    pub ranges: Vec<PoolRange>,
+    /// The addresses of all blocks that belong to nodes, as the nodes' agents
+    /// count them.
+    #[serde(default)]
+    pub addresses: AddressCounts,
+    /// `Ready` (the pool gives out blocks), `Exhausted` (a node asks for a
+    /// block and there is none), `Overlapping` (the message names the pair of
+    /// ranges) and `CapacityLow` (80 % or more of blocks or addresses in use).
     #[serde(default)]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
 }
 
+/// How much of one range of a pool is given out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolRange {
+    /// The range, as in `spec.cidrs`.
+    #[schemars(schema_with = "crate::schema::cidr")]
+    pub cidr: String,
+    /// Blocks of the present size the range holds, less excluded ones.
+    pub capacity: u32,
+    /// Blocks of the range that belong to nodes.
+    pub allocated: u32,
+    /// Whether the range gives out no more blocks.
+    #[serde(default)]
+    pub retiring: bool,
+}
+
 /// A pool's specification, read and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolRanges {
+    /// Where a node's blocks come from.
+    pub ipam: Ipam,
     /// The ranges blocks are taken from, in the order given.
     pub cidrs: Vec<PodCidr>,
     /// The size of blocks given out from now on.
     pub block_size: BlockSize,
     /// What no block may touch.
     pub excluded: Vec<Ipv4Net>,
+    /// Those of `cidrs` that give out no more blocks.
+    pub retiring: Vec<PodCidr>,
     /// Destinations that see the pod's own address.
     pub non_masquerade: Vec<Ipv4Net>,
 }
@@ -150,6 +205,21 @@ fn default_block_size() -> u8 {
 
 // === impl PodPoolSpec ===
 
+impl Default for PodPoolSpec {
+    /// What an object gets for the fields it leaves out; no range at all.
+    fn default() -> Self {
+        Self {
+            cidrs: Vec::new(),
+            ipam: Ipam::default(),
+            block_size: default_block_size(),
+            node_selector: None,
+            excluded: Vec::new(),
+            retiring: Vec::new(),
+            non_masquerade_cidrs: Vec::new(),
+        }
+    }
+}
+
 impl PodPoolSpec {
     /// Reads the ranges.
     ///
@@ -159,6 +229,7 @@ impl PodPoolSpec {
         let block_size = BlockSize::new(self.block_size).map_err(PoolError::BlockSize)?;
         let cidrs = parse_all("cidrs", &self.cidrs, str::parse::<PodCidr>)?;
         let excluded = parse_all("excluded", &self.excluded, parse_cidr)?;
+        let retiring = parse_all("retiring", &self.retiring, str::parse::<PodCidr>)?;
         let non_masquerade = parse_all("nonMasqueradeCIDRs", &self.non_masquerade_cidrs, parse_cidr)?;
         let largest = cidrs
             .iter()
@@ -171,9 +242,11 @@ impl PodPoolSpec {
             });
         }
         Ok(PoolRanges {
+            ipam: self.ipam,
             cidrs,
             block_size,
             excluded,
+            retiring,
             non_masquerade,
         })
     }

@@ -5,6 +5,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use crate::{BlockUse, IdentityEntry, PoolRange};
+
 /// An IPv4 range; host bits are left to the operator, which names the canonical form.
 const CIDR_PATTERN: &str = concat!(
     r"^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\.){3}",
@@ -34,6 +36,47 @@ pub(crate) fn pool_cidrs(_: &mut SchemaGenerator) -> Schema {
 /// A list of ranges that may be empty.
 pub(crate) fn optional_cidrs(_: &mut SchemaGenerator) -> Schema {
     cidrs(0, 1024)
+}
+
+/// Entries of a pool's ranges.
+pub(crate) fn retiring_cidrs(_: &mut SchemaGenerator) -> Schema {
+    cidrs(0, 256)
+}
+
+/// How a node's pods are reached. Without a default in the schema: the API
+/// server would write it into every entry.
+pub(crate) fn routing(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "enum": ["overlay", "native"],
+    })
+}
+
+/// The ranges of a pool's status: one entry per range.
+pub(crate) fn pool_ranges(generator: &mut SchemaGenerator) -> Schema {
+    keyed(generator.subschema_for::<PoolRange>(), "cidr", 256)
+}
+
+/// The blocks of a node's status: one entry per block.
+pub(crate) fn block_uses(generator: &mut SchemaGenerator) -> Schema {
+    keyed(generator.subschema_for::<BlockUse>(), "cidr", 1024)
+}
+
+/// The identities of a slice: one entry per number.
+pub(crate) fn identities(generator: &mut SchemaGenerator) -> Schema {
+    keyed(generator.subschema_for::<IdentityEntry>(), "id", 1000)
+}
+
+/// A list of at most `max_items` objects that `key` tells apart.
+#[expect(clippy::needless_pass_by_value, reason = "the macro takes it")]
+fn keyed(items: Schema, key: &str, max_items: u32) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": max_items,
+        "items": items,
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": [key],
+    })
 }
 
 /// One range.

@@ -32,7 +32,7 @@ fn the_types_are_cluster_scoped_and_named_as_documented() {
         .collect();
     assert_eq!(
         names,
-        ["podpools", "nodenetworks", "nodeslices"]
+        ["podpools", "nodenetworks", "nodeslices", "identityslices"]
             .map(|plural| (format!("{plural}.{GROUP}"), "Cluster".to_owned()))
     );
     for crd in crds() {
@@ -79,6 +79,8 @@ fn a_pool_with_defaults_is_what_the_lab_creates() {
             cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             block_size: weft_model::BlockSize::new(24).unwrap(),
             excluded: vec![],
+            retiring: vec![],
+            ipam: Ipam::Pool,
             non_masquerade: vec![],
         }
     );
@@ -120,6 +122,7 @@ fn a_slice_keeps_its_nodes_beside_the_metadata_and_reads_back() {
         uid: "u1".parse().unwrap(),
         addresses: vec![Ipv4Addr::new(10, 224, 0, 4)],
         blocks: vec!["10.244.0.0/24".parse().unwrap()],
+        routing: weft_model::Routing::Overlay,
     };
     let slice = NodeSlice::new(
         "nodes-1",

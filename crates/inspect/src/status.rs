@@ -366,6 +366,7 @@ fn expected_entry(node: &Node, network: Option<&NodeNetwork>) -> Option<NodeSlic
         uid: node.metadata.uid.clone().unwrap_or_default(),
         addresses: addresses.iter().map(Ipv4Addr::to_string).collect(),
         blocks: blocks(network),
+        ..NodeSliceEntry::default()
     })
 }
 

@@ -19,4 +19,4 @@ pub use error::{Code, UserError, codes};
 pub use identity::Identity;
 pub use mac::{Mac, MacError};
 pub use node::{NodeName, NodeNameError, NodeUid, NodeUidError};
-pub use peer::Node;
+pub use peer::{Node, Routing};

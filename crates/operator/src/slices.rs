@@ -93,6 +93,7 @@ mod tests {
             uid: format!("u{node}"),
             addresses: vec![format!("10.224.0.{node}")],
             blocks: vec![format!("10.244.{block}.0/24")],
+            ..NodeSliceEntry::default()
         }
     }
 

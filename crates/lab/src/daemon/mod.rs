@@ -279,9 +279,7 @@ impl Daemon {
             PodPoolSpec {
                 cidrs: vec![config.pod_cidr.to_string()],
                 block_size: config.block_size.prefix_len(),
-                node_selector: None,
-                excluded: Vec::new(),
-                non_masquerade_cidrs: Vec::new(),
+                ..PodPoolSpec::default()
             },
         );
         let pools: Api<PodPool> = Api::all(client.clone());

@@ -432,6 +432,7 @@ impl Index {
                     uid: node.uid.clone(),
                     addresses: node.addresses.clone(),
                     blocks: network.blocks.iter().map(|held| held.block).collect(),
+                    routing: weft_model::Routing::Overlay,
                 };
                 (name.to_string(), NodeSliceEntry::from(&node))
             })
@@ -468,6 +469,7 @@ impl From<&Held> for NodeBlock {
         Self {
             cidr: held.block.to_string(),
             pool: held.pool.clone(),
+            ..Self::default()
         }
     }
 }

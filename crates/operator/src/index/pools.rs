@@ -166,6 +166,7 @@ impl Pools {
                 capacity: usage.capacity,
                 allocated: usage.allocated,
                 conditions,
+                ..PodPoolStatus::default()
             };
             if present != Some(&status) {
                 statuses.push((name.clone(), pool.uid.clone(), status));
