@@ -7,6 +7,7 @@ mod demo;
 mod dist;
 mod exec;
 mod host;
+mod image;
 mod interrupt;
 mod junit;
 mod lint;
@@ -41,6 +42,8 @@ enum Command {
     Bench(bench::Args),
     /// Build the release binaries into target/dist
     Dist,
+    /// Pack the container image, target/dist/weft-image.tar
+    Image(image::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Ci => test::run(&test::Args::default()),
         Command::Bench(args) => bench::run(&args),
+        Command::Image(args) => image::run(&args),
         Command::Dist => dist::build().map(|dist| term::line(&format!("{}", dist.dir().display()))),
     };
     match result {

@@ -31,7 +31,7 @@ const MINIMUM_MINOR: u32 = 96;
 const LLVM_MAJORS: [u32; 3] = [21, 22, 23];
 
 /// Programs that some tests drive or look through; a test that misses one says so and is counted as skipped.
-const OPTIONAL: [(&str, &str); 5] = [
+const OPTIONAL: [(&str, &str); 6] = [
     ("kubectl", "tests of the lab's API with the real client"),
     ("nft", "tests that stand in for kube-proxy with foreign rules"),
     ("tcpdump", "tests that look at packets on the wire"),
@@ -40,8 +40,12 @@ const OPTIONAL: [(&str, &str); 5] = [
         "the test that weft-cni talks to the agent's socket only",
     ),
     (
+        "musl-gcc",
+        "release binaries with musl; without it they carry glibc instead",
+    ),
+    (
         "go",
-        "builds cnitool for tests and the reference plugins for bench",
+        "builds cnitool and Helm for tests and the reference plugins for bench",
     ),
 ];
 
@@ -397,28 +401,44 @@ fn installed_llvm(wanted: u32) -> Option<(u32, PathBuf)> {
 
 /// The CNI project's own client, with which tests call the plugin. Without Go they are skipped, and say so.
 fn cnitool() -> Vec<Step> {
-    const NAME: &str = "cnitool";
     const PACKAGE: &str = "github.com/containernetworking/cni/cnitool@v1.3.0";
-    if let Some(path) = host::which(NAME) {
-        term::item(Mark::Good, NAME, path.display());
+    if let Some(path) = host::which("cnitool") {
+        term::item(Mark::Good, "cnitool", path.display());
         return Vec::new();
     }
+    go_steps("cnitool", PACKAGE, "calls the plugin in tests")
+}
+
+/// A program built from its Go module into [`host::tools`], now if it is not there yet; `None` without Go.
+///
+/// One of the same name elsewhere is of another version, and what is compared with its output would differ.
+pub(crate) fn go_tool(name: &str, package: &str, purpose: &str) -> Result<Option<PathBuf>> {
+    let path = host::tools().join(name);
+    if !path.exists() {
+        for step in go_steps(name, package, purpose) {
+            take(step, false)?;
+        }
+    }
+    Ok(path.exists().then_some(path))
+}
+
+fn go_steps(name: &str, package: &str, purpose: &str) -> Vec<Step> {
     if host::which("go").is_none() {
         term::item(
             Mark::Note,
-            NAME,
+            name,
             "not found, optional: takes Go to build; tests with it are skipped",
         );
         return Vec::new();
     }
-    term::item(Mark::Bad, NAME, "missing: calls the plugin in tests");
+    term::item(Mark::Bad, name, format!("missing: {purpose}"));
     let mut command = exec::command("go");
     command
         .env("GOBIN", host::tools())
         .env("CGO_ENABLED", "0")
-        .args(["install", PACKAGE]);
+        .args(["install", package]);
     vec![Step::Run {
-        what: "build cnitool".into(),
+        what: format!("build {name}"),
         command: Box::new(command),
         needs_root: false,
     }]

@@ -1,0 +1,52 @@
+//! `cargo xtask image`: the container image as an OCI archive, made without a container engine.
+
+use anyhow::Result;
+
+use crate::{dist, exec, term};
+
+/// Arguments of `cargo xtask image`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Pack unoptimised binaries, for development: seconds after an ordinary build
+    #[arg(long)]
+    debug: bool,
+}
+
+/// Entry point of the subcommand.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let dist = if args.debug {
+        dist::build_debug()?
+    } else {
+        dist::build()?
+    };
+    let archive = exec::target_dir().join("dist/weft-image.tar");
+    // The writer is shared with the test cluster, whose images are made of other things.
+    let mut command = exec::cargo();
+    command
+        .args([
+            "run",
+            "--quiet",
+            "--locked",
+            "--package",
+            "weft-kubetest",
+            "--",
+            "image",
+        ])
+        .arg("--weft")
+        .arg(dist.weft())
+        .arg("--weft-cni")
+        .arg(dist.weft_cni())
+        .arg("--output")
+        .arg(&archive);
+    exec::run(&mut command)?;
+    term::line(&format!(
+        "{}: for {} alone, the architecture of this machine",
+        archive.display(),
+        std::env::consts::ARCH
+    ));
+    term::line(&format!(
+        "next: ctr --namespace k8s.io images import {0}, or podman load --input {0}",
+        archive.display()
+    ));
+    Ok(())
+}
