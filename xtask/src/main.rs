@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod chart;
 mod demo;
 mod dist;
 mod exec;
@@ -40,6 +41,8 @@ enum Command {
     Ci,
     /// Measure Weft beside the alternatives, in interleaved rounds (root)
     Bench(bench::Args),
+    /// Render the Helm chart into deploy/manifests
+    Chart,
     /// Build the release binaries into target/dist
     Dist,
     /// Pack the container image, target/dist/weft-image.tar
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Ci => test::run(&test::Args::default()),
         Command::Bench(args) => bench::run(&args),
+        Command::Chart => chart::render(),
         Command::Image(args) => image::run(&args),
         Command::Dist => dist::build().map(|dist| term::line(&format!("{}", dist.dir().display()))),
     };

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::term::{self, Mark};
-use crate::{exec, host, junit, lint, setup};
+use crate::{chart, exec, host, junit, lint, setup};
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
@@ -29,6 +29,8 @@ enum Part {
     Lint,
     /// Everything that needs no privileges
     Unit,
+    /// The Helm chart: what it renders, what it refuses
+    Chart,
     /// Netlink, nftables and eBPF programs in namespaces of their own (root)
     Net,
     /// Whole clusters of namespaces, by the `weft` command (root)
@@ -121,23 +123,29 @@ impl Part {
                 }
                 Ok(tally)
             }
+            Self::Chart => {
+                // Tests that miss it skip themselves.
+                chart::helm()?;
+                self.nextest(filter)
+            }
             Self::Net | Self::Lab => self.nextest(filter),
         }
     }
 
     /// The nextest expression that selects the part. A test that needs root is told by the name of its file:
-    /// `tests/net*.rs`, `tests/datapath*.rs` and `tests/lab*.rs`.
+    /// `tests/net*.rs`, `tests/datapath*.rs` and `tests/lab*.rs`; those of the chart are in `tests/chart`.
     fn expression(self, filter: Option<&str>) -> String {
         let part = match self {
             Self::Net => "(kind(test) & binary(/^(net|datapath)/))",
             Self::Lab => "(kind(test) & binary(/^lab/))",
-            Self::Unit | Self::Lint => "not (kind(test) & binary(/^(net|datapath|lab)/))",
+            Self::Chart => "(kind(test) & binary(/^chart/))",
+            Self::Unit | Self::Lint => "not (kind(test) & binary(/^(net|datapath|lab|chart)/))",
         };
         filter.map_or_else(|| part.to_owned(), |name| format!("{part} & test(~{name})"))
     }
 
     fn nextest(self, filter: Option<&str>) -> Result<Tally> {
-        if self != Self::Unit
+        if !matches!(self, Self::Unit | Self::Chart)
             && let Some(reason) = host::lacks_privileges()
         {
             let count = self.count(filter)?;

@@ -1,0 +1,6 @@
+//! The Helm chart: what it renders, and what it refuses.
+
+mod kustomize;
+mod refused;
+mod rendered;
+mod support;
