@@ -1,11 +1,13 @@
 //! The thread that keeps the kernel as desired: at once when the wish changes, soon when somebody else changes the
 //! kernel, and from time to time in any case.
 
+use crate::configuration::{self, Configuration};
 use crate::node::{NodeNet, OVERLAY, Readiness};
 use crate::pods::Pods;
 use crate::saved::Saved;
 use crate::watch::View;
 use crate::wiring::PodKernel;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
@@ -31,15 +33,29 @@ pub enum Wake {
     Kernel,
 }
 
+/// What the keeper works on and where it tells what it found.
+pub struct Keeper<K> {
+    pub net: NodeNet,
+    pub pods: Arc<Pods<K>>,
+    pub view: watch::Receiver<View>,
+    pub saved: Saved,
+    pub readiness: watch::Sender<Readiness>,
+    /// Kept from the first time on that the node serves; `None` where it is somebody else's business.
+    pub configuration: Option<Configuration>,
+    pub configured: watch::Sender<configuration::State>,
+}
+
 /// Keeps until the channel of wakes closes.
-pub fn run<K: PodKernel>(
-    mut net: NodeNet,
-    pods: &Pods<K>,
-    view: &watch::Receiver<View>,
-    saved: &mut Saved,
-    readiness: &watch::Sender<Readiness>,
-    wakes: &Receiver<Wake>,
-) {
+pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
+    let Keeper {
+        mut net,
+        pods,
+        view,
+        mut saved,
+        readiness,
+        mut configuration,
+        configured,
+    } = keeper;
     let mut pause = FULL_PASS;
     let mut failures = 0;
     let mut adopting = true;
@@ -92,7 +108,17 @@ pub fn run<K: PodKernel>(
                 }
             }
         };
+        let serves = matches!(next, Readiness::Ready { .. });
         readiness.send_if_modified(|current| replace(current, next));
+        // Who finds the configuration calls at once.
+        if let Some(configuration) = configuration.as_mut().filter(|_| serves) {
+            let state = configuration.keep();
+            configured.send_if_modified(|current| {
+                let news = current != state;
+                current.clone_from(state);
+                news
+            });
+        }
     }
 }
 

@@ -9,12 +9,15 @@
 //! An agent that ends leaves everything in place: running pods keep talking, and the next agent adopts what it finds.
 #![forbid(unsafe_code)]
 
+pub mod cleanup;
+mod configuration;
 pub mod desired;
 mod http;
 pub mod index;
 mod keep;
 mod metrics;
 mod node;
+mod originals;
 mod pods;
 mod report;
 mod saved;
@@ -22,9 +25,11 @@ mod serve;
 mod watch;
 mod wiring;
 
-use crate::keep::Wake;
+use crate::configuration::Configuration;
+use crate::keep::{Keeper, Wake};
 use crate::metrics::{Metrics, Totals};
 use crate::node::{NodeNet, Readiness, Settings};
+use crate::originals::Originals;
 use crate::pods::Pods;
 use crate::saved::Saved;
 use crate::wiring::{PodKernel, Wiring};
@@ -36,10 +41,19 @@ use std::thread;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
+use weft_cni::install::{CONF_NAME, Chained, ConfName};
 use weft_cni::intent::Intents;
 use weft_ipam::{Ledger, Recovery, SystemClock};
 use weft_kernel::bpf::{Counters, Datapath, Options};
+use weft_kernel::sysctl;
 use weft_model::{NodeName, UserError, codes};
+
+/// The socket that the plugin calls, in the run directory.
+const SOCKET: &str = "agent.sock";
+/// The ledger, in the state directory.
+const LEDGER: &str = "ledger.redb";
+/// The DEL intents, in the state directory.
+const INTENTS: &str = "intents";
 
 /// How to start the agent of one node.
 #[derive(Clone, Debug, clap::Args)]
@@ -75,6 +89,41 @@ pub struct Args {
     /// Where to serve /metrics, /healthz and /readyz.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9465")]
     pub metrics_address: SocketAddr,
+
+    /// Directory of the container runtime's network configurations, to keep Weft's in from the moment the node serves
+    /// pods; none is written where absent.
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+
+    /// Name of Weft's network configuration.
+    #[arg(long, value_name = "NAME", default_value = CONF_NAME, requires = "cni_conf_dir")]
+    pub cni_conf_name: ConfName,
+
+    /// Directory of the container runtime's plugins, to see whether a chained one is there.
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+
+    /// Reference plugin to run after Weft's: portmap, for hostPort. Left out as long as the program isn't there.
+    #[arg(long, value_name = "PLUGIN", requires = "cni_conf_dir")]
+    pub cni_chain: Vec<Chained>,
+
+    /// Where the node's /proc/sys is mounted: in a container that is not privileged its own is read-only.
+    #[arg(long, value_name = "DIR", default_value = "/proc/sys")]
+    pub proc_sys: PathBuf,
+}
+
+impl Args {
+    fn socket(&self) -> PathBuf {
+        socket_in(&self.run_dir)
+    }
+
+    fn intent_dir(&self) -> PathBuf {
+        self.state_dir.join(INTENTS)
+    }
+}
+
+fn socket_in(run_dir: &Path) -> PathBuf {
+    run_dir.join(SOCKET)
 }
 
 /// Runs the agent until SIGTERM or SIGINT, in the network namespace of the calling process.
@@ -86,6 +135,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
+    sysctl::use_root(&args.proc_sys).map_err(|error| {
+        UserError::new(
+            codes::SYSCTL,
+            error.to_string(),
+            "name the mount of /proc/sys with --proc-sys",
+        )
+    })?;
     let datapath = Arc::new(Mutex::new(Datapath::load(&Options::new(&args.pin_dir))?));
     let counters = Counters::open(&args.pin_dir)?;
     let metrics = Arc::new(Metrics::new(args.node_name.as_str(), move || {
@@ -98,7 +154,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (ledger, recovery) = open_ledger(&args.state_dir)?;
     let wiring = Wiring::new(Arc::clone(&datapath));
     recover(&wiring, &ledger, &recovery);
-    let intents = Intents::at(args.state_dir.join("intents"));
+    let intents = Intents::at(args.intent_dir());
     let pods = Arc::new(Pods::new(
         args.node_name.clone(),
         ledger,
@@ -118,11 +174,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let settings = Settings {
         uplink: args.uplink.clone(),
         vxlan_port: args.vxlan_port,
+        originals: Originals::of(&args.state_dir),
     };
     let net = NodeNet::new(settings, datapath, Arc::clone(&metrics))?;
     keep::watch_kernel(&waker)?;
 
-    let socket = args.run_dir.join("agent.sock");
+    let socket = args.socket();
     let listener = weft_cni::protocol::bind(&socket).map_err(|error| {
         UserError::new(
             codes::AGENT_SOCKET,
@@ -138,17 +195,27 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     })?;
 
     let client = weft_api::client(weft_api::config(args.kubeconfig.as_deref(), None).await?)?;
-    let mut saved = Saved::open(&args.state_dir);
+    let saved = Saved::open(&args.state_dir);
     let (view, mut views) = channel::channel(watch::View {
         desired: saved.last().cloned().map(Arc::new),
         waiting_for: "the first answer of the Kubernetes API".into(),
     });
-    let (keeper, seen, reported) = (Arc::clone(&pods), views.clone(), views.clone());
+    let (configured, configuration) = channel::channel(configuration::State::default());
+    let keeper = Keeper {
+        net,
+        pods: Arc::clone(&pods),
+        view: views.clone(),
+        saved,
+        readiness: ready,
+        configuration: Configuration::of(&args),
+        configured,
+    };
+    let reported = views.clone();
     let keeping = vital("keep");
     waker.send(Wake::Wish)?;
     thread::Builder::new().name(keeping.name.into()).spawn(move || {
         let _keeping = keeping;
-        keep::run(net, &keeper, &seen, &mut saved, &ready, &wakes);
+        keep::run(keeper, &wakes);
     })?;
     tokio::spawn(async move { while views.changed().await.is_ok() && waker.send(Wake::Wish).is_ok() {} });
     let watching = vital("watch");
@@ -164,6 +231,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Arc::clone(&metrics),
         reported,
         readiness.clone(),
+        configuration,
     ));
     serve_metrics(args.metrics_address, metrics, readiness).await;
 
@@ -197,7 +265,7 @@ impl Drop for Vital {
 
 fn open_ledger(state_dir: &Path) -> anyhow::Result<(Ledger, Recovery)> {
     let clock = SystemClock::new().context("read the kernel's boot ID")?;
-    Ok(Ledger::open(&state_dir.join("ledger.redb"), Arc::new(clock)).map_err(UserError::from)?)
+    Ok(Ledger::open(&state_dir.join(LEDGER), Arc::new(clock)).map_err(UserError::from)?)
 }
 
 /// Takes out of the kernel what an earlier agent left half done, and gives back what did not survive a reboot.

@@ -2,6 +2,7 @@
 
 use crate::desired::{Desired, Prefix};
 use crate::metrics::Metrics;
+use crate::originals::Originals;
 use crate::wiring::{loose, without_ipv6};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +12,7 @@ use weft_abi::VXLAN_OVERHEAD;
 use weft_kernel::bpf::{Attachment, Datapath, NodeConfig, PrefixTarget, Program};
 use weft_kernel::nft::{Applied, Nft, Ruleset, WeftNft, weft_table};
 use weft_kernel::rtnl::{Address, Link, Route, RouteFilter, RouteKey, RouteKind, Rtnl, VxlanSpec};
-use weft_kernel::sysctl::{self, Key};
+use weft_kernel::sysctl::Key;
 use weft_kernel::target::{Outcome, reconcile};
 use weft_model::{Mac, UserError, codes};
 
@@ -43,6 +44,8 @@ pub struct Settings {
     pub uplink: Option<String>,
     /// UDP port of the overlay.
     pub vxlan_port: u16,
+    /// Where values of the whole node's parameters are noted before they are changed.
+    pub originals: Originals,
 }
 
 /// Brings the kernel to what is desired, again and again.
@@ -255,7 +258,6 @@ impl NodeNet {
             let mut changed = usize::from(self.rtnl.set_mac(index, overlay_mac())?);
             changed += usize::from(self.rtnl.set_mtu(index, mtu)?);
             changed += usize::from(loose(OVERLAY)?);
-            changed += sysctl::write_current(&[(Key::new("net/ipv4/ip_forward")?, "1".into())])?.len();
             changed += usize::from(without_ipv6(OVERLAY)?);
             // A masquerade towards the overlay picks the address of this device, which is then the node's.
             let address = Address::host(index, desired.address);
@@ -271,6 +273,8 @@ impl NodeNet {
             Ok(changed)
         };
         repairs.add("link", change().map_err(netlink)?);
+        let forward = Key::new("net/ipv4/ip_forward").map_err(netlink)?;
+        repairs.add("sysctl", usize::from(self.settings.originals.set(&forward, "1")?));
         Ok(index)
     }
 
@@ -453,6 +457,11 @@ fn kernel(code: weft_model::Code, error: &weft_kernel::Error) -> UserError {
 
 pub fn lock(datapath: &Mutex<Datapath>) -> MutexGuard<'_, Datapath> {
     datapath.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a link is the VXLAN device that an agent made.
+pub fn is_overlay(link: &Link) -> bool {
+    link.name == OVERLAY && link.vxlan_external_port.is_some()
 }
 
 /// The same on every node, so that what one sends is for the other.

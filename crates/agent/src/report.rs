@@ -1,5 +1,6 @@
 //! Writes what the node has to say about itself: the status of its NodeNetwork.
 
+use crate::configuration;
 use crate::metrics::Metrics;
 use crate::node::Readiness;
 use crate::pods::Pods;
@@ -10,6 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -29,8 +31,22 @@ const REFRESH: Duration = Duration::from_secs(30);
 struct Report {
     wanted: u32,
     addresses: AddressCounts,
-    readiness: Readiness,
+    mtu: Option<u32>,
+    conditions: Vec<Said>,
 }
+
+/// A condition without its times.
+#[derive(Clone, Debug, PartialEq)]
+struct Said {
+    type_: &'static str,
+    status: &'static str,
+    reason: &'static str,
+    message: String,
+}
+
+/// Since when each condition has its status.
+#[derive(Debug, Default)]
+struct Since(BTreeMap<&'static str, (&'static str, Timestamp)>);
 
 /// Writes until the process ends.
 pub async fn run<K: PodKernel>(
@@ -40,14 +56,16 @@ pub async fn run<K: PodKernel>(
     metrics: Arc<Metrics>,
     view: watch::Receiver<View>,
     mut readiness: watch::Receiver<Readiness>,
+    mut configuration: watch::Receiver<configuration::State>,
 ) {
     let api: Api<NodeNetwork> = Api::all(client);
     let mut written: Option<Report> = None;
-    let mut since = Timestamp::now();
+    let mut since = Since::default();
     let mut not_before = Instant::now();
     loop {
         let mut wake = Instant::now() + REFRESH;
         let ready = readiness.borrow_and_update().clone();
+        let configured = configuration.borrow_and_update().clone();
         let reader = Arc::clone(&pods);
         if let Ok(Ok(stats)) = tokio::task::spawn_blocking(move || reader.ledger().stats()).await {
             publish(&metrics, &stats);
@@ -59,21 +77,25 @@ pub async fn run<K: PodKernel>(
             let report = Report {
                 wanted: stats.wanted_blocks(max_pods),
                 addresses: counts(&stats),
-                readiness: ready,
+                mtu: match ready {
+                    Readiness::Ready { mtu } => Some(mtu),
+                    Readiness::Waiting { .. } | Readiness::Broken { .. } => None,
+                },
+                conditions: [Some(readiness_said(ready)), configuration_said(configured)]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
             };
-            let news = written.as_ref().map(|before| {
-                if before.readiness != report.readiness {
-                    since = Timestamp::now();
-                }
-                (before.wanted, &before.readiness) != (report.wanted, &report.readiness)
-            });
+            let urgent = |report: &Report| (report.wanted, report.mtu, report.conditions.clone());
+            let news = written.as_ref().map(|before| urgent(before) != urgent(&report));
+            since.note(&report.conditions);
             if written.as_ref() == Some(&report) {
                 // Nothing to say.
             } else if news == Some(false) && Instant::now() < not_before {
                 wake = not_before;
             } else {
                 not_before = Instant::now() + PACE;
-                match write(&api, &node, &report, since).await {
+                match write(&api, &node, &report, &since).await {
                     Ok(()) => written = Some(report),
                     Err(error) => {
                         // The object is made by the operator and may not be there yet.
@@ -87,6 +109,7 @@ pub async fn run<K: PodKernel>(
             () = pods.changed() => {}
             () = tokio::time::sleep_until(wake) => {}
             changed = readiness.changed() => if changed.is_err() { return },
+            changed = configuration.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -95,37 +118,28 @@ async fn write(
     api: &Api<NodeNetwork>,
     node: &NodeName,
     report: &Report,
-    since: Timestamp,
+    since: &Since,
 ) -> Result<(), kube::Error> {
-    let (status, reason, message, mtu) = match &report.readiness {
-        Readiness::Ready { mtu } => (
-            "True",
-            "Serving",
-            "the node serves new pods".to_owned(),
-            Some(*mtu),
-        ),
-        Readiness::Waiting { why } => ("False", "Waiting", format!("waiting for {why}"), None),
-        Readiness::Broken { why } => ("False", "NetworkNotInOrder", why.clone(), None),
-    };
-    let condition = Condition {
-        type_: "Ready".into(),
-        status: status.into(),
-        reason: reason.into(),
-        message,
-        last_transition_time: Time(since),
+    let conditions = report.conditions.iter().map(|said| Condition {
+        type_: said.type_.into(),
+        status: said.status.into(),
+        reason: said.reason.into(),
+        message: said.message.clone(),
+        last_transition_time: Time(since.of(said)),
         observed_generation: None,
-    };
+    });
     let status = NodeNetworkStatus {
         wanted_blocks: Some(report.wanted),
         addresses: Some(report.addresses),
+        blocks: Vec::new(),
         transport: Some(Transport::Device),
-        mtu,
-        conditions: vec![condition],
+        mtu: report.mtu,
+        conditions: conditions.collect(),
         ..NodeNetworkStatus::default()
     };
     // A merge leaves `allocation` to the operator, who writes it.
     let mut status = json!(status);
-    if mtu.is_none() {
+    if report.mtu.is_none() {
         // What is left out of a merge stays as it was.
         status["mtu"] = Value::Null;
     }
@@ -133,6 +147,62 @@ async fn write(
     api.patch_status(node.as_str(), &PatchParams::default(), &patch)
         .await
         .map(drop)
+}
+
+fn readiness_said(readiness: Readiness) -> Said {
+    let (status, reason, message) = match readiness {
+        Readiness::Ready { .. } => ("True", "Serving", "the node serves new pods".to_owned()),
+        Readiness::Waiting { why } => ("False", "Waiting", format!("waiting for {why}")),
+        Readiness::Broken { why } => ("False", "NetworkNotInOrder", why),
+    };
+    Said {
+        type_: "Ready",
+        status,
+        reason,
+        message,
+    }
+}
+
+/// Nothing where no configuration is kept: it is not the agent's business then.
+fn configuration_said(state: configuration::State) -> Option<Said> {
+    use configuration::State;
+    let (status, reason, message) = match state {
+        State::Absent => return None,
+        State::InPlace { missing: None } => ("True", "InPlace", "runtimes call Weft".to_owned()),
+        State::InPlace { missing: Some(error) } => {
+            ("True", "ChainedPluginMissing", error.message().to_owned())
+        }
+        State::Shadowed(error) => ("False", "Shadowed", error.message().to_owned()),
+        State::Failed(error) => ("False", "NotWritable", error.message().to_owned()),
+    };
+    Some(Said {
+        type_: "RuntimeConfigured",
+        status,
+        reason,
+        message,
+    })
+}
+
+// === impl Since ===
+
+impl Since {
+    fn note(&mut self, conditions: &[Said]) {
+        for said in conditions {
+            let held = self
+                .0
+                .entry(said.type_)
+                .or_insert((said.status, Timestamp::now()));
+            if held.0 != said.status {
+                *held = (said.status, Timestamp::now());
+            }
+        }
+    }
+
+    fn of(&self, said: &Said) -> Timestamp {
+        self.0
+            .get(said.type_)
+            .map_or_else(Timestamp::now, |(_, since)| *since)
+    }
 }
 
 fn counts(stats: &Stats) -> AddressCounts {

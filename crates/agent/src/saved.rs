@@ -4,13 +4,16 @@
 //! get addresses of the blocks the node has. What the API says later replaces it.
 
 use crate::desired::Desired;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use weft_cni::install::place;
+
+pub const FILE: &str = "desired.json";
 
 #[derive(Debug)]
 pub struct Saved {
-    path: PathBuf,
+    dir: PathBuf,
     last: Option<Desired>,
 }
 
@@ -19,7 +22,7 @@ pub struct Saved {
 impl Saved {
     /// Reads what an earlier agent left in `directory`. A file that can't be read counts as none: the API has it all.
     pub fn open(directory: &Path) -> Self {
-        let path = directory.join("desired.json");
+        let path = directory.join(FILE);
         let last = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .inspect_err(
@@ -32,7 +35,10 @@ impl Saved {
                 None
             }
         };
-        Self { path, last }
+        Self {
+            dir: directory.to_owned(),
+            last,
+        }
     }
 
     /// What was saved last.
@@ -45,19 +51,15 @@ impl Saved {
         if self.last.as_ref() == Some(desired) {
             return;
         }
-        match self.write(desired) {
-            Ok(()) => self.last = Some(desired.clone()),
-            Err(error) => tracing::warn!(path = %self.path.display(), %error, "cannot save the node's wish"),
+        let written = serde_json::to_vec(desired)
+            .map_err(io::Error::from)
+            .and_then(|text| place(&self.dir, FILE, &text, 0o600));
+        match written {
+            Ok(_) => self.last = Some(desired.clone()),
+            Err(error) => {
+                tracing::warn!(directory = %self.dir.display(), %error, "cannot save the node's wish");
+            }
         }
-    }
-
-    fn write(&self, desired: &Desired) -> io::Result<()> {
-        let next = self.path.with_extension("json.next");
-        let mut file = File::create(&next)?;
-        file.write_all(&serde_json::to_vec(desired)?)?;
-        file.sync_all()?;
-        fs::rename(&next, &self.path)?;
-        File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()
     }
 }
 
@@ -96,7 +98,7 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_read_counts_as_none() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("desired.json"), "{\"address\":").unwrap();
+        fs::write(dir.path().join(FILE), "{\"address\":").unwrap();
         assert_eq!(Saved::open(dir.path()).last(), None);
     }
 }

@@ -25,7 +25,7 @@ use weft_model::{AttachmentKey, Mac};
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::from_octets(weft_abi::GATEWAY);
 
 pub const HOST_PREFIX: &str = "weft";
-const ALIAS_PREFIX: &str = "weft:";
+pub const ALIAS_PREFIX: &str = "weft:";
 const POD_PROGRAMS: [Program; 2] = [Program::FromPod, Program::ToPod];
 
 /// What an attachment is made of, all derived from its key and address.

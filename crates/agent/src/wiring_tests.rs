@@ -4,6 +4,7 @@ use super::*;
 use crate::desired::{Desired, Prefix};
 use crate::metrics::{Metrics, Totals};
 use crate::node::{NodeNet, OVERLAY, Settings};
+use crate::originals::Originals;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
@@ -49,6 +50,7 @@ fn on_a_node(test: impl FnOnce(Node) + Send) {
         return;
     }
     let bpffs = Bpffs::new();
+    let state = tempfile::tempdir().unwrap();
     let (node, beyond) = (NetNs::create().unwrap(), NetNs::create().unwrap());
     node.run(|| {
         let mut rtnl = Rtnl::open().unwrap();
@@ -74,6 +76,7 @@ fn on_a_node(test: impl FnOnce(Node) + Send) {
         let settings = Settings {
             uplink: None,
             vxlan_port: 8472,
+            originals: Originals::of(state.path()),
         };
         let mut net = NodeNet::new(settings, Arc::clone(&datapath), metrics).unwrap();
         let desired = desired();

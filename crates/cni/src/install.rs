@@ -84,7 +84,7 @@ pub fn conflist(socket: &Path, intent_dir: &Path, chained: &[Chained]) -> Vec<u8
 /// [`codes::CNI_INSTALL`]: `source` can't be read, or `bin_dir` not be written.
 pub fn install_plugin(source: &Path, bin_dir: &Path) -> Result<bool, UserError> {
     let plugin = fs::read(source).map_err(|error| refused("read", source, &error))?;
-    place(bin_dir, PLUGIN, &plugin, 0o755)
+    put(bin_dir, PLUGIN, &plugin, 0o755)
 }
 
 /// Removes the plugin from `bin_dir`. Returns whether there was one.
@@ -99,29 +99,26 @@ pub fn remove_plugin(bin_dir: &Path) -> Result<bool, UserError> {
 /// `false`, and leaves it alone, if it is a file with this content and mode already.
 ///
 /// # Errors
-/// [`codes::CNI_INSTALL`] with what the file system says. What was there is there still.
-pub fn place(dir: &Path, name: &str, content: &[u8], mode: u32) -> Result<bool, UserError> {
+/// What the file system says. What was there is there still.
+pub fn place(dir: &Path, name: &str, content: &[u8], mode: u32) -> io::Result<bool> {
     let target = dir.join(name);
-    let write = || -> io::Result<bool> {
-        fs::create_dir_all(dir)?;
-        // Two at work at once would write into one temporary file.
-        let locked = File::open(dir)?;
-        rustix::fs::flock(&locked, FlockOperation::LockExclusive)?;
-        if is_in_place(&target, content, mode)? {
-            return Ok(false);
-        }
-        let next = dir.join(format!(".{name}.next"));
-        remove_if_there(&next)?;
-        let written = write_new(&next, content, mode).and_then(|()| fs::rename(&next, &target));
-        if written.is_err() {
-            // The error that matters is the first one.
-            let _ = fs::remove_file(&next);
-        }
-        written?;
-        locked.sync_all()?;
-        Ok(true)
-    };
-    write().map_err(|error| refused("write", &target, &error))
+    fs::create_dir_all(dir)?;
+    // Two at work at once would write into one temporary file.
+    let locked = File::open(dir)?;
+    rustix::fs::flock(&locked, FlockOperation::LockExclusive)?;
+    if is_in_place(&target, content, mode)? {
+        return Ok(false);
+    }
+    let next = dir.join(format!(".{name}.next"));
+    remove_if_there(&next)?;
+    let written = write_new(&next, content, mode).and_then(|()| fs::rename(&next, &target));
+    if written.is_err() {
+        // The error that matters is the first one.
+        let _ = fs::remove_file(&next);
+    }
+    written?;
+    locked.sync_all()?;
+    Ok(true)
 }
 
 // === impl ConfName ===
@@ -234,7 +231,7 @@ impl ConfDir {
     /// # Errors
     /// [`codes::CNI_INSTALL`]
     pub fn write(&self, conflist: &[u8]) -> Result<bool, UserError> {
-        let written = place(&self.dir, self.name.as_str(), conflist, 0o600)?;
+        let written = put(&self.dir, self.name.as_str(), conflist, 0o600)?;
         for path in self.ours()?.into_iter().filter(|path| *path != self.path()) {
             remove(&path)?;
         }
@@ -287,6 +284,10 @@ impl ConfDir {
 }
 
 // === private ===
+
+fn put(dir: &Path, name: &str, content: &[u8], mode: u32) -> Result<bool, UserError> {
+    place(dir, name, content, mode).map_err(|error| refused("write", &dir.join(name), &error))
+}
 
 fn owner(path: &Path) -> Owner {
     let configuration: Option<Value> = fs::read(path)

@@ -1,9 +1,12 @@
 //! Kernel parameters under `/proc/sys`, those of a network namespace among them.
+//!
+//! What is below `net` shows the namespace of the thread that looks, wherever and in whichever container it is mounted.
 
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::error::{Cause, Error, Result};
 use crate::netns::NetNs;
@@ -13,14 +16,32 @@ use crate::netns::NetNs;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(String);
 
+const PROC_SYS: &str = "/proc/sys";
+
+static ROOT: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has the process find the parameters at `root` from now on: in a container that is not privileged `/proc/sys` can't
+/// be written, and the node's is mounted elsewhere. The first call holds.
+///
+/// # Errors
+/// `root` is not a mount of the kernel's, so that writing there would change nothing.
+pub fn use_root(root: &Path) -> Result<()> {
+    const OPERATION: &str = "use kernel parameters at";
+    let stat = rustix::fs::statfs(root).map_err(|errno| Error::new(OPERATION, root.display(), errno))?;
+    if stat.f_type != rustix::fs::PROC_SUPER_MAGIC {
+        let cause = Cause::Invalid("it is no proc file system".to_owned());
+        return Err(Error::new(OPERATION, root.display(), cause));
+    }
+    ROOT.get_or_init(|| root.to_owned());
+    Ok(())
+}
+
 /// The value of a parameter, without the closing line feed.
 ///
 /// # Errors
 /// There is no such parameter, or it can't be read.
 pub fn read(netns: &NetNs, key: &Key) -> Result<String> {
-    netns
-        .run(|| read_here(key))?
-        .map_err(|errno| Error::new("read sysctl", key, errno))
+    netns.run(|| read_current(key))?
 }
 
 /// Sets parameters, each only if it has another value: a sysctl that is right
@@ -33,7 +54,15 @@ pub fn write(netns: &NetNs, wanted: &[(Key, String)]) -> Result<Vec<Key>> {
     netns.run(|| write_current(wanted))?
 }
 
-/// The same in the calling thread's namespace: for code that is inside already, and for the process' own.
+/// The value of a parameter in the calling thread's namespace, without the closing line feed.
+///
+/// # Errors
+/// As for [`read()`].
+pub fn read_current(key: &Key) -> Result<String> {
+    read_here(key).map_err(|errno| Error::new("read sysctl", key, errno))
+}
+
+/// As [`write()`] in the calling thread's namespace: for code that is inside already, and for the process' own.
 ///
 /// # Errors
 /// As for [`write()`].
@@ -77,7 +106,9 @@ impl Key {
     }
 
     fn path(&self) -> PathBuf {
-        Path::new("/proc/sys").join(&self.0)
+        ROOT.get()
+            .map_or(Path::new(PROC_SYS), PathBuf::as_path)
+            .join(&self.0)
     }
 }
 

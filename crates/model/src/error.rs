@@ -245,6 +245,8 @@ catalogue! {
         "The kernel did not accept the rules of table \"ip weft\". The message has the kernel's text; a missing module is the usual cause.";
     MISSING_TOOL = 1213, "build tool missing",
         "Building the eBPF programs needs a tool that is not installed. `cargo xtask setup` installs it.";
+    SYSCTL = 1214, "kernel parameter can't be set",
+        "A parameter under /proc/sys can't be read or written. In a container that is not privileged the runtime mounts /proc/sys read-only: mount the node's (hostPath /proc/sys) at another place, such as /host/proc/sys, and name it with --proc-sys.";
 
     // 13xx: addresses
     NO_BLOCK = 1301, "node has no block yet",
@@ -317,6 +319,11 @@ catalogue! {
         "Desired and actual state of the node's network differ and the kernel refused the change. The agent tries again; pods that run go on.";
     NODE_UID_CHANGED = 1507, "node was registered anew",
         "The Node was deleted and made again while pods run under the old one's blocks. Those pods are served until they end; new ones get addresses from the new blocks.";
+
+    AGENT_RUNS = 1508, "agent still runs on the node",
+        "`weft node cleanup` takes away what the agent would put back at once. Stop the agent first: remove the DaemonSet, or keep it off this node.";
+    PODS_ON_WEFT = 1509, "pods of the node are on Weft still",
+        "`weft node cleanup` takes interfaces and addresses of pods away, which cuts those pods off. Drain the node first, or say --force.";
 
     // 16xx: Kubernetes API
     API_UNREACHABLE = 1601, "Kubernetes API unreachable",

@@ -230,6 +230,19 @@ impl Datapath {
     }
 }
 
+/// Takes our filters off all interfaces.
+pub(super) fn remove_all_filters() -> Result<()> {
+    let mut filters = Filters::open().context(LIST, "all")?;
+    for ifindex in filters.interfaces().context(LIST, "all")? {
+        for hook in Hook::ALL {
+            if filters.program(ifindex, hook).context(LIST, ifindex)?.is_some() {
+                filter::remove(ifindex, hook).context("detach eBPF program from interface", ifindex)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn attach_link(program: &mut SchedClassifier, name: &str, hook: Hook, pin: &Path) -> Result<(), AyaError> {
     match update_link(program, pin) {
         Ok(true) => return Ok(()),

@@ -22,7 +22,7 @@ mod test_run;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError};
 use aya::programs::SchedClassifier;
@@ -177,6 +177,15 @@ impl Datapath {
             self.detach_all_filters()?;
         }
         self.pins.remove()
+    }
+
+    /// Removes everything that an agent of any version attached and pinned, without loading anything.
+    ///
+    /// # Errors
+    /// The kernel refused to tell what is attached, or something could not be removed.
+    pub fn remove_all(pin_dir: &Path) -> Result<()> {
+        attach::remove_all_filters()?;
+        Pins::at(pin_dir).remove_all()
     }
 
     fn program(&mut self, program: Program) -> Result<&mut SchedClassifier> {

@@ -81,6 +81,15 @@ impl Pins {
         Ok(())
     }
 
+    /// Removes the pins of all versions, and the directory if that leaves it empty.
+    pub(super) fn remove_all(&self) -> Result<()> {
+        if self.root.exists() {
+            self.remove_other_versions()?;
+            self.remove()?;
+        }
+        Ok(())
+    }
+
     pub(super) fn remove(&self) -> Result<()> {
         fs::remove_dir_all(&self.version)
             .or_else(ignore_missing)
