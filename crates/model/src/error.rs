@@ -336,6 +336,16 @@ catalogue! {
         "The API server does not know a type of the group weft.dev. Apply the CustomResourceDefinitions first.";
     API_REJECTED = 1605, "Kubernetes API refused a change",
         "The API server did not accept an object; its own message follows.";
+    OTHER_NETWORK = 1606, "another pod network is installed",
+        "The cluster has another pod network, or what is left of one. Two of them on a node fight for its pods, so Weft is not installed beside it. Take the other one away first, or move node by node as the migration guide says.";
+    ROLLOUT = 1607, "not rolled out in time",
+        "Weft's objects are in the cluster, and not all of its processes are ready within the time given. The message says what is missing; the command may be repeated, and goes on from there.";
+    PODS_WOULD_BREAK = 1608, "pods still have addresses of Weft",
+        "Taking Weft off a node takes the network of its pods away. Drain the nodes first, or delete the pods; pods of host networks don't matter.";
+    NODES_NOT_CLEAN = 1609, "nodes could not be cleaned up",
+        "On some nodes Weft's traces could not be taken away, usually because the node does not answer. Objects of the cluster were left as they are, so that the command can be repeated.";
+    KUBERNETES_TOO_OLD = 1610, "Kubernetes too old",
+        "Weft needs Kubernetes 1.33 or later: it checks pools against ServiceCIDR objects, and keeps each agent to its own node by the node's name in its token.";
 }
 
 #[cfg(test)]
