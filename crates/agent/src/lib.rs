@@ -12,7 +12,6 @@
 pub mod cleanup;
 mod configuration;
 pub mod desired;
-mod http;
 pub mod index;
 mod keep;
 mod metrics;
@@ -301,11 +300,12 @@ async fn serve_metrics(address: SocketAddr, metrics: Arc<Metrics>, readiness: ch
         }
     };
     let ready = Arc::new(move || match &*readiness.borrow() {
-        Readiness::Ready { .. } => Ok(()),
+        Readiness::Ready { .. } => Ok("ok".to_owned()),
         Readiness::Waiting { why } => Err(format!("waiting for {why}")),
         Readiness::Broken { why } => Err(why.clone()),
     });
-    tokio::spawn(http::serve(listener, metrics, ready));
+    let text = Arc::new(move || metrics.text());
+    tokio::spawn(weft_api::http::serve(listener, text, ready));
 }
 
 fn kernel_totals(datapath: &Counters) -> Totals {

@@ -1,4 +1,4 @@
-//! Weft's Kubernetes types, their conversion to the model, and clients to get them with.
+//! Weft's Kubernetes types, their conversion to the model, clients to get them with, and what Kubernetes asks a process.
 //!
 //! All types are cluster-scoped, in group `weft.dev`, version `v1alpha1`. Their
 //! doc comments are the texts of `kubectl explain`. Addresses and ranges are
@@ -11,6 +11,7 @@
 )]
 
 mod connect;
+pub mod http;
 mod identity_slice;
 mod node_network;
 mod node_slice;

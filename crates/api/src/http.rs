@@ -1,21 +1,25 @@
-//! The agent's small HTTP server: `/metrics`, `/healthz` (the process answers) and `/readyz` (it can serve ADD).
+//! The small HTTP server of agent and operator: `/metrics`, `/healthz` (the process answers) and `/readyz` (it can do its work).
 
-use crate::metrics::Metrics;
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use std::convert::Infallible;
-use std::sync::Arc;
 use tokio::net::TcpListener;
 
-/// Answers whether the agent can serve ADD; the error is the sentence that says why not.
-pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+/// The OpenMetrics text of all series.
+pub type Metrics = Arc<dyn Fn() -> Result<String, fmt::Error> + Send + Sync>;
+
+/// Whether the work can be done, each in a sentence: what is being done, or why it can't be.
+pub type Ready = Arc<dyn Fn() -> Result<String, String> + Send + Sync>;
 
 /// Serves until dropped.
-pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, ready: Ready) {
+pub async fn serve(listener: TcpListener, metrics: Metrics, ready: Ready) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -46,7 +50,7 @@ fn answer(request: &Request<Incoming>, metrics: &Metrics, ready: &Ready) -> Resp
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into());
     }
     match request.uri().path() {
-        "/metrics" => match metrics.text() {
+        "/metrics" => match metrics() {
             Ok(body) => {
                 let mut response = text(StatusCode::OK, body);
                 response.headers_mut().insert(
@@ -61,7 +65,7 @@ fn answer(request: &Request<Incoming>, metrics: &Metrics, ready: &Ready) -> Resp
         },
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
         "/readyz" => match ready() {
-            Ok(()) => text(StatusCode::OK, "ok\n".into()),
+            Ok(what) => text(StatusCode::OK, format!("{what}\n")),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
         path => text(
