@@ -16,10 +16,11 @@ mod identity_slice;
 mod node_network;
 mod node_slice;
 mod pod_pool;
+mod rules;
 mod schema;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::CustomResourceExt;
+use kube::{CustomResourceExt, Resource};
 
 pub use connect::{client, config, root_cause};
 pub use identity_slice::{IdentityEntry, IdentitySlice, IdentitySliceSpec};
@@ -44,10 +45,15 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         NodeSlice::crd(),
         IdentitySlice::crd(),
     ];
-    for version in crds.iter_mut().flat_map(|crd| &mut crd.spec.versions) {
-        let validation = version.schema.as_mut();
-        if let Some(schema) = validation.and_then(|schema| schema.open_api_v3_schema.as_mut()) {
-            schema::tidy(schema);
+    for crd in &mut crds {
+        let pool = crd.spec.names.kind == PodPool::kind(&());
+        for version in &mut crd.spec.versions {
+            let validation = version.schema.as_mut();
+            if let Some(schema) = validation.and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+                schema::tidy(schema);
+                // A rule on a change reads the status beside the specification.
+                schema.x_kubernetes_validations = pool.then(rules::pool);
+            }
         }
     }
     crds

@@ -72,10 +72,7 @@ use weft_model::{Block, BlockError, NodeUid, NodeUidError};
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "self.nodeUID == oldSelf.nodeUID",
-    "message": "nodeUID is immutable: a node registered anew gets a NodeNetwork of its own",
-}]))]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::node_network_spec()))]
 #[serde(rename_all = "camelCase")]
 pub struct NodeNetworkSpec {
     /// UID of the Node the blocks belong to. A node registered anew under the
@@ -97,6 +94,7 @@ pub struct NodeBlock {
     #[schemars(schema_with = "crate::schema::cidr")]
     pub cidr: String,
     /// The PodPool it was taken from.
+    #[schemars(length(max = 253))]
     pub pool: String,
     /// Whether the node gives no pod another address of it. The operator takes
     /// it back once the node has another block and no address of this one is in
@@ -112,6 +110,7 @@ pub struct NodeNetworkStatus {
     /// How many blocks the node asks for, its present ones included. The agent
     /// raises it before the last block is full; absent counts as 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1024))]
     pub wanted_blocks: Option<u32>,
 
     /// The addresses of all blocks, counted.
@@ -142,6 +141,7 @@ pub struct NodeNetworkStatus {
     /// for and, if not, which pools have none left. Written by the operator, in
     /// a field of its own so that neither writer can undo the other's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional_condition")]
     pub allocation: Option<Condition>,
 }
 

@@ -3,7 +3,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use weft_model::{BlockError, BlockSize, CidrError, PodCidr, UserError, codes, parse_cidr};
+use weft_model::{BlockError, BlockSize, CidrError, PodCidr, UserError, codes, first_overlap, parse_cidr};
 
 use crate::AddressCounts;
 
@@ -29,22 +29,28 @@ use crate::AddressCounts;
         description = "The ranges blocks are taken from"
     ),
     printcolumn(
-        name = "Block",
+        name = "Block size",
         type_ = "integer",
         json_path = ".spec.blockSize",
         description = "Prefix length of a block"
     ),
     printcolumn(
-        name = "Blocks",
-        type_ = "integer",
-        json_path = ".status.capacity",
-        description = "Blocks the pool can give out in all"
-    ),
-    printcolumn(
-        name = "Allocated",
+        name = "Blocks used",
         type_ = "integer",
         json_path = ".status.allocated",
         description = "Blocks that belong to nodes"
+    ),
+    printcolumn(
+        name = "Blocks",
+        type_ = "integer",
+        json_path = ".status.capacity",
+        description = "Blocks the ranges hold"
+    ),
+    printcolumn(
+        name = "Addresses used",
+        type_ = "integer",
+        json_path = ".status.addresses.used",
+        description = "Addresses that belong to pods"
     ),
     printcolumn(
         name = "Ready",
@@ -52,14 +58,57 @@ use crate::AddressCounts;
         json_path = ".status.conditions[?(@.type==\"Ready\")].status",
         description = "Whether the pool gives out blocks"
     ),
+    printcolumn(
+        name = "Retiring",
+        type_ = "string",
+        json_path = ".spec.retiring",
+        description = "Ranges that give out no more blocks",
+        priority = 1
+    ),
+    printcolumn(
+        name = "IPAM",
+        type_ = "string",
+        json_path = ".spec.ipam",
+        description = "Where a node's blocks come from",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Addresses",
+        type_ = "integer",
+        json_path = ".status.addresses.capacity",
+        description = "Addresses in the blocks that belong to nodes",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Exhausted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Exhausted\")].status",
+        description = "Whether a node waits for a block",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Capacity low",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"CapacityLow\")].status",
+        description = "Whether 80 % of blocks or addresses are in use",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Overlapping",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Overlapping\")].status",
+        description = "Whether a range overlaps another network",
+        priority = 1
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::pool_spec()))]
 #[serde(rename_all = "camelCase")]
 pub struct PodPoolSpec {
     /// IPv4 ranges that blocks are taken from, such as 10.244.0.0/16: canonical
     /// (no host bits), /8 to /30, and apart from the addresses of nodes and
-    /// services. Append to grow the pool; blocks already given out from a range
-    /// that is removed stay with their nodes until these are drained.
+    /// services. Append to grow the pool. A range that has blocks with nodes can
+    /// be widened or cut up, but not removed: put it into `retiring` first.
     #[schemars(schema_with = "crate::schema::pool_cidrs")]
     pub cidrs: Vec<String>,
 
@@ -77,9 +126,11 @@ pub struct PodPoolSpec {
 
     /// Which nodes get blocks of this pool; all of them if absent or empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::node_selector")]
     pub node_selector: Option<LabelSelector>,
 
-    /// Ranges within `cidrs` that no block may touch.
+    /// Ranges that no block may touch, such as one that is routed elsewhere.
+    /// Each shares addresses with an entry of `cidrs`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::optional_cidrs")]
     pub excluded: Vec<String>,
@@ -194,6 +245,35 @@ pub enum PoolError {
         /// The largest range.
         largest: PodCidr,
     },
+    /// Two ranges of the pool share addresses.
+    #[error("spec.cidrs: {outer} overlaps {inner}")]
+    Overlap {
+        /// The larger one.
+        outer: Ipv4Net,
+        /// The one inside it, or the same again.
+        inner: Ipv4Net,
+    },
+    /// An exclusion that excludes nothing.
+    #[error("spec.excluded: {0} excludes nothing: it lies in no entry of spec.cidrs")]
+    ExcludesNothing(Ipv4Net),
+    /// A range that is to retire and is none of the pool's.
+    #[error("spec.retiring: {0} is no entry of spec.cidrs")]
+    RetiringUnknown(PodCidr),
+    /// Blocks that nodes have for life can't be taken back.
+    #[error("spec.retiring: a range can't retire under ipam node: a Node keeps its spec.podCIDRs for life")]
+    RetiringNodeRanges,
+    /// The selector's operators and values don't fit each other.
+    #[error("spec.nodeSelector.matchExpressions[{index}]: operator {operator} of {key} {problem}")]
+    Selector {
+        /// The position in the list, from 0.
+        index: usize,
+        /// The operator as given.
+        operator: String,
+        /// The label's key.
+        key: String,
+        /// What does not fit.
+        problem: &'static str,
+    },
     /// There is no range at all.
     #[error("spec.cidrs is empty")]
     NoCidr,
@@ -235,12 +315,33 @@ impl PodPoolSpec {
             .iter()
             .min_by_key(|cidr| cidr.net().prefix_len())
             .ok_or(PoolError::NoCidr)?;
-        if largest.blocks(block_size) == 0 {
+        if let Some(pair) = first_overlap(cidrs.iter().map(|cidr| ((), cidr.net()))) {
+            return Err(PoolError::Overlap {
+                outer: pair.first.1,
+                inner: pair.second.1,
+            });
+        }
+        if self.ipam == Ipam::Pool && largest.blocks(block_size) == 0 {
             return Err(PoolError::BlockLargerThanPool {
                 size: block_size,
                 largest: *largest,
             });
         }
+        let apart = |net: &Ipv4Net| {
+            cidrs
+                .iter()
+                .all(|cidr| !cidr.net().contains(net) && !net.contains(&cidr.net()))
+        };
+        if let Some(net) = excluded.iter().copied().find(apart) {
+            return Err(PoolError::ExcludesNothing(net));
+        }
+        if let Some(cidr) = retiring.iter().find(|cidr| !cidrs.contains(cidr)) {
+            return Err(PoolError::RetiringUnknown(*cidr));
+        }
+        if self.ipam == Ipam::Node && !retiring.is_empty() {
+            return Err(PoolError::RetiringNodeRanges);
+        }
+        self.node_selector.as_ref().map_or(Ok(()), check_selector)?;
         Ok(PoolRanges {
             ipam: self.ipam,
             cidrs,
@@ -250,6 +351,30 @@ impl PodPoolSpec {
             non_masquerade,
         })
     }
+}
+
+/// The selector's operators are known and have values where they need them.
+fn check_selector(selector: &LabelSelector) -> Result<(), PoolError> {
+    let expressions = selector.match_expressions.iter().flatten().enumerate();
+    for (index, expression) in expressions {
+        let values = expression
+            .values
+            .as_ref()
+            .is_some_and(|values| !values.is_empty());
+        let problem = match (expression.operator.as_str(), values) {
+            ("In" | "NotIn", true) | ("Exists" | "DoesNotExist", false) => continue,
+            ("In" | "NotIn", false) => "needs values",
+            ("Exists" | "DoesNotExist", true) => "takes no values",
+            _ => "is none: use In, NotIn, Exists or DoesNotExist",
+        };
+        return Err(PoolError::Selector {
+            index,
+            operator: expression.operator.clone(),
+            key: expression.key.clone(),
+            problem,
+        });
+    }
+    Ok(())
 }
 
 // === impl PoolError ===
@@ -272,6 +397,23 @@ impl From<PoolError> for UserError {
                     "use a block size of {} or more, or a range of {size} or larger",
                     largest.net().prefix_len()
                 ),
+            ),
+            PoolError::Overlap { .. } => (codes::CIDR_OVERLAP, "remove one of the two".to_owned()),
+            PoolError::ExcludesNothing(_) => (
+                codes::ADDRESS_OUTSIDE_RANGE,
+                "remove it from spec.excluded, or correct it".to_owned(),
+            ),
+            PoolError::RetiringUnknown(_) => (
+                codes::ADDRESS_OUTSIDE_RANGE,
+                "write it as it stands in spec.cidrs, and remove it from spec.retiring first once it is drained".to_owned(),
+            ),
+            PoolError::RetiringNodeRanges => (
+                codes::CONFLICTING_FLAGS,
+                "delete the nodes of the range and add them again".to_owned(),
+            ),
+            PoolError::Selector { .. } => (
+                codes::INVALID_OBJECT,
+                "kubectl explain podpool.spec.nodeSelector.matchExpressions".to_owned(),
             ),
             PoolError::NoCidr => (
                 codes::MALFORMED_CIDR,

@@ -91,25 +91,17 @@ pub struct Overlap<L> {
     pub second: (L, Ipv4Net),
 }
 
-/// Ranges no pod may have, after RFC 6890; 169.254.0.0/16 also holds the
-/// gateway address 169.254.1.1 that every pod routes to.
-const RESERVED: [(&str, &str); 4] = [
-    ("0.0.0.0/8", "\"this network\""),
-    ("127.0.0.0/8", "loopback"),
-    ("169.254.0.0/16", "link-local, the pods' gateway"),
-    ("224.0.0.0/3", "multicast and reserved"),
-];
-
 /// Reads an IPv4 range and refuses one with host bits.
 ///
 /// # Errors
 /// [`CidrError::Malformed`] and [`CidrError::NotCanonical`].
 pub fn parse_cidr(text: &str) -> Result<Ipv4Net, CidrError> {
     // std's parser, because ipnet's takes leading zeros, which other programs
-    // read as octal.
+    // read as octal or refuse.
     let given = text
         .split_once('/')
         .filter(|(_, length)| length.bytes().all(|byte| byte.is_ascii_digit()))
+        .filter(|(_, length)| *length == "0" || !length.starts_with('0'))
         .and_then(|(address, length)| Ipv4Net::new(address.parse().ok()?, length.parse().ok()?).ok())
         .ok_or_else(|| CidrError::Malformed {
             text: text.to_owned(),
@@ -271,6 +263,14 @@ impl PodCidr {
     pub const MIN_LEN: u8 = 8;
     /// The longest prefix: the smallest block.
     pub const MAX_LEN: u8 = BlockSize::MAX.0;
+    /// Ranges no pod may have, after RFC 6890, and what for; 169.254.0.0/16 also
+    /// holds the gateway address 169.254.1.1 that every pod routes to.
+    pub const RESERVED: [(&str, &str); 4] = [
+        ("0.0.0.0/8", "\"this network\""),
+        ("127.0.0.0/8", "loopback"),
+        ("169.254.0.0/16", "link-local and the gateway of pods"),
+        ("224.0.0.0/3", "multicast and reserved"),
+    ];
 
     /// # Errors
     /// [`CidrError`] if the range has host bits, is shorter than /8 or longer
@@ -284,7 +284,7 @@ impl PodCidr {
                 max: Self::MAX_LEN,
             });
         }
-        for (reserved, purpose) in RESERVED {
+        for (reserved, purpose) in Self::RESERVED {
             let reserved = parse_cidr(reserved)?;
             if reserved.contains(&given) || given.contains(&reserved) {
                 return Err(CidrError::Reserved {
@@ -434,6 +434,7 @@ mod tests {
             "010.244.0.0/16",
             "fd00::/64",
             "10.244.0.0/-1",
+            "10.244.0.0/016",
         ] {
             assert_eq!(
                 parse_cidr(text),
