@@ -2,24 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt, select_all};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::ObjectMeta;
-use kube::core::Selector;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 use weft_api::{NodeNetwork, NodeSlice, PodPool};
-use weft_model::{NodeName, UserError};
 
-use crate::index::{Action, Held, Index, Network, Node, Pool, Source};
-use crate::write::{Answer, WriteError, Writer};
+use crate::index::{Action, Index, Source};
+use crate::lease::Leadership;
+use crate::metrics::Metrics;
+use crate::read::{SlimNode, set_network, set_node, set_pool, set_service_cidr, set_slice};
+use crate::write::{Answer, Write, WriteError, Writer};
 
 /// Events that are there at once are planned for once.
 const BURST: usize = 4096;
@@ -28,47 +28,40 @@ const BURST: usize = 4096;
 const MIN_RETRY: Duration = Duration::from_millis(500);
 const MAX_RETRY: Duration = Duration::from_secs(30);
 
-/// The few fields of a Node that matter: the rest, most of its 10 KiB, is not
-/// even decoded.
-#[derive(Resource, Clone, Debug, Serialize, Deserialize)]
-#[resource(inherit = "k8s_openapi::api::core::v1::Node")]
-pub(crate) struct SlimNode {
-    metadata: ObjectMeta,
-    status: Option<SlimStatus>,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct SlimStatus {
-    #[serde(default)]
-    addresses: Vec<SlimAddress>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct SlimAddress {
-    #[serde(rename = "type")]
-    type_: String,
-    address: String,
-}
-
 enum Update {
     Node(Event<SlimNode>),
     Network(Event<NodeNetwork>),
     Pool(Event<PodPool>),
     Slice(Event<NodeSlice>),
+    ServiceCidr(Event<ServiceCIDR>),
+    /// The watch of a source failed.
+    Failed(Source, watcher::Error),
 }
 
-/// Runs for ever.
-pub(crate) async fn run(client: Client, index: Index) {
+/// Runs as long as the operator leads, and ends only when dropped.
+pub(crate) async fn run(
+    client: Client,
+    index: Index,
+    identity: &str,
+    leadership: Arc<Leadership>,
+    metrics: Arc<Metrics>,
+) {
     let mut updates = select_all([
-        updates(Api::all(client.clone()), Update::Node),
-        updates(Api::all(client.clone()), Update::Network),
-        updates(Api::all(client.clone()), Update::Pool),
-        updates(Api::all(client.clone()), Update::Slice),
+        updates(Api::all(client.clone()), Source::Nodes, Update::Node),
+        updates(Api::all(client.clone()), Source::Networks, Update::Network),
+        updates(Api::all(client.clone()), Source::Pools, Update::Pool),
+        updates(Api::all(client.clone()), Source::Slices, Update::Slice),
+        updates(
+            Api::all(client.clone()),
+            Source::ServiceCidrs,
+            Update::ServiceCidr,
+        ),
     ])
     .ready_chunks(BURST);
-    let mut state = State::new(index, Writer::new(client));
+    let writer = Writer::new(client, identity, Arc::clone(&leadership), Arc::clone(&metrics));
+    let mut state = State::new(index, writer, leadership, metrics);
     loop {
-        let wake = state.wake;
+        let wake = state.wake();
         let changed = tokio::select! {
             burst = updates.next() => match burst {
                 Some(burst) => {
@@ -88,6 +81,8 @@ pub(crate) async fn run(client: Client, index: Index) {
 struct State {
     index: Index,
     writer: Writer,
+    leadership: Arc<Leadership>,
+    metrics: Arc<Metrics>,
     /// Names met since a relist began.
     seen: BTreeMap<Source, BTreeSet<String>>,
     /// The newest version applied of each object. Answers to writes overtake
@@ -101,10 +96,12 @@ struct State {
 // === impl State ===
 
 impl State {
-    fn new(index: Index, writer: Writer) -> Self {
+    fn new(index: Index, writer: Writer, leadership: Arc<Leadership>, metrics: Arc<Metrics>) -> Self {
         Self {
             index,
             writer,
+            leadership,
+            metrics,
             seen: BTreeMap::new(),
             versions: BTreeMap::new(),
             started: Instant::now(),
@@ -113,34 +110,83 @@ impl State {
         }
     }
 
+    fn wake(&self) -> Option<Instant> {
+        let counts = self.index.counts_due().map(|at| self.started + at);
+        self.wake.into_iter().chain(counts).min()
+    }
+
     /// Writes until there is nothing left to write.
     async fn work(&mut self) {
         loop {
+            let started = Instant::now();
             let plan = self.index.plan(self.started.elapsed(), Timestamp::now());
+            if !self.index.complete() {
+                return;
+            }
+            self.metrics.planned(started.elapsed());
+            self.metrics.pools(self.index.figures());
             self.wake = plan.again_at.map(|at| self.started + at);
             for conflict in &plan.new_conflicts {
                 tracing::error!("two nodes claim the same addresses: {conflict}");
+            }
+            if let Err(error) = self.leadership.note(plan.note).await {
+                tracing::warn!(%error, "cannot note what is about to be granted, so nothing is written");
+                self.try_again();
+                return;
             }
             if plan.actions.is_empty() {
                 self.retry = MIN_RETRY;
                 return;
             }
-            let answers = self.writer.write(plan.actions).await;
+            let writes = plan.actions.into_iter().map(|action| {
+                let version = self.version_of(&action);
+                Write { action, version }
+            });
+            let answers = self.writer.write(writes.collect()).await;
             let mut failed: Vec<(Action, WriteError)> = Vec::new();
-            for (action, answer) in answers {
+            for (write, answer) in answers {
                 match answer {
-                    Ok(answer) => self.feed_back(&action, answer),
-                    Err(error) => failed.push((action, error)),
+                    Ok(answer) => self.feed_back(&write.action, answer),
+                    Err(error) => failed.push((write.action, error)),
                 }
             }
-            if let Some((action, error)) = failed.first() {
+            let Some((action, error)) = failed
+                .iter()
+                .find(|(_, error)| !error.is_conflict())
+                .or(failed.first())
+            else {
+                continue;
+            };
+            if error.is_conflict() {
+                tracing::debug!(failed = failed.len(), first = ?action, %error, "somebody else wrote meanwhile");
+                self.retry = MIN_RETRY;
+            } else {
                 tracing::warn!(failed = failed.len(), first = ?action, %error, "writes failed, trying again");
-                let retry = Instant::now() + self.retry;
-                self.wake = Some(self.wake.map_or(retry, |wake| wake.min(retry)));
-                self.retry = (self.retry * 2).min(MAX_RETRY);
-                return;
             }
+            self.try_again();
+            return;
         }
+    }
+
+    fn try_again(&mut self) {
+        let retry = Instant::now() + self.retry;
+        self.wake = Some(self.wake.map_or(retry, |wake| wake.min(retry)));
+        self.retry = (self.retry * 2).min(MAX_RETRY);
+    }
+
+    /// The version of the object that an action was planned with.
+    fn version_of(&self, action: &Action) -> Option<String> {
+        let object = match action {
+            Action::SetBlocks { name, .. } => (Source::Networks, name.to_string()),
+            Action::SetTaint { name, .. } => (Source::Nodes, name.to_string()),
+            Action::Slice(change) => (Source::Slices, change.name().to_owned()),
+            Action::CreateNetwork { .. }
+            | Action::DeleteNetwork { .. }
+            | Action::SetAllocation { .. }
+            | Action::SetPoolStatus { .. }
+            | Action::SetNodeCondition { .. } => return None,
+        };
+        self.versions.get(&object).map(u64::to_string)
     }
 
     fn feed_back(&mut self, action: &Action, answer: Answer) {
@@ -153,6 +199,9 @@ impl State {
             }
             Answer::Slice(slice) => {
                 self.event(Source::Slices, Event::Apply(slice), set_slice);
+            }
+            Answer::Node(node) => {
+                self.event(Source::Nodes, Event::Apply(node), set_node);
             }
             Answer::Deleted => match action {
                 Action::DeleteNetwork { name, .. } => self.index.deletion_accepted(name),
@@ -170,7 +219,26 @@ impl State {
             Update::Network(event) => self.event(Source::Networks, event, set_network),
             Update::Pool(event) => self.event(Source::Pools, event, set_pool),
             Update::Slice(event) => self.event(Source::Slices, event, set_slice),
+            Update::ServiceCidr(event) => self.event(Source::ServiceCidrs, event, set_service_cidr),
+            Update::Failed(source, error) => self.failed(source, &error),
         }
+    }
+
+    /// Clusters before 1.33 have no ServiceCIDR, and some let no operator read it: those of the command line have to do.
+    fn failed(&mut self, source: Source, error: &watcher::Error) -> bool {
+        self.metrics.watch_failed(source);
+        let kind = source.kind();
+        let absent = match error {
+            watcher::Error::InitialListFailed(kube::Error::Api(status)) => matches!(status.code, 403 | 404),
+            _ => false,
+        };
+        if source == Source::ServiceCidrs && absent {
+            tracing::debug!(kind, %error, "going on without");
+            self.index.listed(source);
+            return true;
+        }
+        tracing::warn!(kind, %error, "watch failed, trying again");
+        false
     }
 
     fn event<K: Resource>(
@@ -200,6 +268,7 @@ impl State {
                     }
                 }
                 self.index.listed(source);
+                self.metrics.watch_listed(source);
                 true
             }
             Event::Apply(object) => {
@@ -231,116 +300,19 @@ fn version<K: Resource>(object: &K) -> u64 {
         .unwrap_or(0)
 }
 
-fn updates<K>(api: Api<K>, wrap: impl Fn(Event<K>) -> Update + Send + 'static) -> BoxStream<'static, Update>
+fn updates<K>(
+    api: Api<K>,
+    source: Source,
+    wrap: impl Fn(Event<K>) -> Update + Send + 'static,
+) -> BoxStream<'static, Update>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     watcher(api, watcher::Config::default())
         .default_backoff()
-        .filter_map(|event| async move {
-            event
-                .inspect_err(|error| {
-                    tracing::warn!(kind = %K::kind(&()), %error, "watch failed, trying again");
-                })
-                .ok()
+        .map(move |event| match event {
+            Ok(event) => wrap(event),
+            Err(error) => Update::Failed(source, error),
         })
-        .map(wrap)
         .boxed()
-}
-
-fn set_node(index: &mut Index, name: &str, node: Option<SlimNode>) -> bool {
-    with_name(name, |name| {
-        index.set_node(name, node.and_then(|node| read_node(name, node)))
-    })
-}
-
-fn set_network(index: &mut Index, name: &str, network: Option<NodeNetwork>) -> bool {
-    with_name(name, |name| {
-        index.set_network(name, network.and_then(|network| read_network(name, network)))
-    })
-}
-
-fn set_pool(index: &mut Index, name: &str, pool: Option<PodPool>) -> bool {
-    index.set_pool(name, pool.map(|pool| read_pool(name, pool)))
-}
-
-fn set_slice(index: &mut Index, name: &str, slice: Option<NodeSlice>) -> bool {
-    index.set_slice(name, slice.map(|slice| slice.spec.nodes))
-}
-
-fn with_name(name: &str, set: impl FnOnce(&NodeName) -> bool) -> bool {
-    match NodeName::from_str(name) {
-        Ok(name) => set(&name),
-        Err(error) => {
-            tracing::error!(%error, "ignoring the object");
-            false
-        }
-    }
-}
-
-fn read_node(name: &NodeName, node: SlimNode) -> Option<Node> {
-    let uid = node.metadata.uid.unwrap_or_default().parse();
-    let uid = uid
-        .inspect_err(|error| tracing::error!(%name, %error, "ignoring the Node"))
-        .ok()?;
-    let addresses = node.status.unwrap_or_default().addresses.into_iter();
-    Some(Node {
-        uid,
-        labels: node.metadata.labels.unwrap_or_default(),
-        addresses: addresses
-            .filter(|address| address.type_ == "InternalIP")
-            .filter_map(|address| address.address.parse().ok())
-            .collect(),
-    })
-}
-
-fn read_network(name: &NodeName, network: NodeNetwork) -> Option<Network> {
-    let node_uid = network.spec.uid();
-    let node_uid = node_uid
-        .inspect_err(|error| tracing::error!(%name, %error, "ignoring the NodeNetwork"))
-        .ok()?;
-    let status = network.status.unwrap_or_default();
-    let blocks = network.spec.blocks.into_iter().filter_map(|block| {
-        let parsed = block.cidr.parse();
-        let parsed = parsed
-            .inspect_err(
-                |error| tracing::error!(%name, %error, "taking a block that is none out of the NodeNetwork"),
-            )
-            .ok()?;
-        Some(Held {
-            block: parsed,
-            pool: block.pool,
-        })
-    });
-    Some(Network {
-        node_uid,
-        blocks: blocks.collect(),
-        wanted: status.wanted_blocks.unwrap_or(1),
-        allocation: status.allocation,
-        deleting: network.metadata.deletion_timestamp.is_some(),
-        object_uid: network.metadata.uid.unwrap_or_default(),
-    })
-}
-
-fn read_pool(name: &str, pool: PodPool) -> Pool {
-    let ranges = pool
-        .spec
-        .ranges()
-        .map_err(|error| UserError::from(error).message().to_owned());
-    let selector = pool.spec.node_selector.map(Selector::try_from).transpose();
-    let (ranges, selector) = match selector {
-        Ok(selector) => (ranges, selector),
-        Err(error) => (Err(format!("spec.nodeSelector: {error}")), None),
-    };
-    if let Err(error) = &ranges {
-        tracing::error!(pool = name, "the PodPool gives out no blocks: {error}");
-    }
-    let created = pool.metadata.creation_timestamp.map(|time| time.0);
-    Pool {
-        uid: pool.metadata.uid.unwrap_or_default(),
-        created: created.unwrap_or_default(),
-        ranges,
-        selector: selector.filter(|selector| !selector.selects_all()),
-        status: pool.status,
-    }
 }

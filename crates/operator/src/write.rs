@@ -1,18 +1,26 @@
 //! Does the index's writes, many at a time, and tells about those that concern people.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client};
-use serde_json::json;
+use serde_json::{Value, json};
 use weft_api::{NodeBlock, NodeNetwork, NodeNetworkSpec, NodeSlice, NodeSliceSpec, PodPool};
 
-use crate::index::{Action, Held};
+use crate::index::{Action, Held, Taints};
+use crate::lease::Leadership;
+use crate::metrics::Metrics;
+use crate::read::SlimNode;
 use crate::slices::SliceChange;
+use crate::tell::Teller;
+
+/// The taint that keeps pods off a node whose agent can't serve them.
+pub(crate) const TAINT: &str = "weft.dev/agent-not-ready";
 
 /// Writes under way at a time.
 const PARALLEL: usize = 16;
@@ -25,6 +33,7 @@ pub(crate) enum Answer {
     Network(NodeNetwork),
     Pool(PodPool),
     Slice(NodeSlice),
+    Node(SlimNode),
     Deleted,
 }
 
@@ -37,60 +46,103 @@ pub(crate) enum WriteError {
     Timeout,
     #[error("not tried, because the API server is away")]
     Away,
+    #[error("not tried, because another operator may lead")]
+    NotLeading,
+}
+
+/// An action, and the version of the object it was planned with.
+#[derive(Clone, Debug)]
+pub(crate) struct Write {
+    pub(crate) action: Action,
+    pub(crate) version: Option<String>,
 }
 
 pub(crate) struct Writer {
     networks: Api<NodeNetwork>,
     pools: Api<PodPool>,
     slices: Api<NodeSlice>,
-    recorder: Recorder,
+    nodes: Api<SlimNode>,
+    leadership: Arc<Leadership>,
+    teller: Teller,
+    metrics: Arc<Metrics>,
+}
+
+// === impl WriteError ===
+
+impl WriteError {
+    /// Somebody else wrote meanwhile; the watch tells what.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Api(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422))
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            _ if self.is_conflict() => "conflict",
+            Self::Api(kube::Error::Api(_)) => "refused",
+            Self::Api(_) | Self::Timeout => "failed",
+            Self::Away | Self::NotLeading => "skipped",
+        }
+    }
 }
 
 // === impl Writer ===
 
 impl Writer {
-    pub(crate) fn new(client: Client) -> Self {
-        let reporter = Reporter {
-            controller: "weft-operator".to_owned(),
-            instance: None,
-        };
+    pub(crate) fn new(
+        client: Client,
+        identity: &str,
+        leadership: Arc<Leadership>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             networks: Api::all(client.clone()),
             pools: Api::all(client.clone()),
             slices: Api::all(client.clone()),
-            recorder: Recorder::new(client, reporter),
+            nodes: Api::all(client.clone()),
+            leadership,
+            teller: Teller::new(client, identity),
+            metrics,
         }
     }
 
-    /// Does all of `actions`, in no order. Once the API server is found to be
-    /// away, the rest is not tried.
-    pub(crate) async fn write(&self, actions: Vec<Action>) -> Vec<(Action, Result<Answer, WriteError>)> {
+    /// Does all of `writes`, in no order. Once the API server is found to be
+    /// away, or the Lease lost, the rest is not tried.
+    pub(crate) async fn write(&self, writes: Vec<Write>) -> Vec<(Write, Result<Answer, WriteError>)> {
         let away = AtomicBool::new(false);
-        stream::iter(actions)
-            .map(async |action| {
-                if away.load(Ordering::Relaxed) {
-                    return (action, Err(WriteError::Away));
-                }
-                let answer = match tokio::time::timeout(TIMEOUT, self.write_one(&action)).await {
-                    Ok(answer) => answer.map_err(WriteError::Api),
-                    Err(_) => Err(WriteError::Timeout),
+        stream::iter(writes)
+            .map(async |write| {
+                let answer = if away.load(Ordering::Relaxed) {
+                    Err(WriteError::Away)
+                } else if self.leadership.leads() {
+                    match tokio::time::timeout(TIMEOUT, self.write_one(&write)).await {
+                        Ok(answer) => answer.map_err(WriteError::Api),
+                        Err(_) => Err(WriteError::Timeout),
+                    }
+                } else {
+                    Err(WriteError::NotLeading)
                 };
+                let result = match &answer {
+                    Ok(_) => "done",
+                    Err(error) => error.kind(),
+                };
+                self.metrics.wrote(&write.action, result);
                 match &answer {
-                    Ok(_) => self.tell(&action).await,
+                    Ok(_) => self.teller.tell(&write.action).await,
                     Err(WriteError::Api(kube::Error::Api(_))) => {}
                     Err(_) => away.store(true, Ordering::Relaxed),
                 }
-                (action, answer)
+                (write, answer)
             })
             .buffer_unordered(PARALLEL)
             .collect()
             .await
     }
 
-    async fn write_one(&self, action: &Action) -> Result<Answer, kube::Error> {
+    async fn write_one(&self, write: &Write) -> Result<Answer, kube::Error> {
         let post = PostParams::default();
         let patch = PatchParams::default();
-        match action {
+        let version = write.version.as_deref();
+        match &write.action {
             Action::CreateNetwork { name, uid, blocks } => {
                 let spec = NodeNetworkSpec {
                     node_uid: uid.to_string(),
@@ -101,8 +153,12 @@ impl Writer {
             }
             Action::SetBlocks { name, uid, blocks } => {
                 // The UID, which never changes, keeps the patch from another
-                // node's object of the same name.
-                let spec = json!({ "spec": { "nodeUID": uid, "blocks": node_blocks(blocks) } });
+                // node's object of the same name, and the version keeps what a
+                // later leader wrote.
+                let spec = json!({
+                    "metadata": { "resourceVersion": version },
+                    "spec": { "nodeUID": uid, "blocks": node_blocks(blocks) },
+                });
                 self.networks
                     .patch(name.as_str(), &patch, &Patch::Merge(spec))
                     .await
@@ -136,76 +192,46 @@ impl Writer {
             }
             Action::Slice(SliceChange::Set(name, nodes)) => self
                 .slices
-                .patch(name, &patch, &Patch::Merge(json!({ "nodes": nodes })))
+                .patch(
+                    name,
+                    &patch,
+                    &Patch::Merge(json!({ "metadata": { "resourceVersion": version }, "nodes": nodes })),
+                )
                 .await
                 .map(Answer::Slice),
             Action::Slice(SliceChange::Delete(name)) => {
-                gone(self.slices.delete(name, &DeleteParams::default()).await)
-            }
-        }
-    }
-
-    /// Logs what was done and records an Event where somebody has to act.
-    async fn tell(&self, action: &Action) {
-        match action {
-            Action::CreateNetwork { name, uid, blocks } => {
-                tracing::info!(node = %name, %uid, blocks = %list(blocks), "created NodeNetwork");
-            }
-            Action::SetBlocks { name, blocks, .. } => {
-                tracing::info!(node = %name, blocks = %list(blocks), "granted blocks");
-            }
-            Action::DeleteNetwork { name, .. } => {
-                tracing::info!(node = %name, "deleted NodeNetwork");
-            }
-            Action::SetAllocation { name, uid, condition } => {
-                let node = ObjectReference {
-                    api_version: Some("v1".to_owned()),
-                    kind: Some("Node".to_owned()),
-                    name: Some(name.to_string()),
-                    uid: Some(uid.to_string()),
-                    ..ObjectReference::default()
+                let preconditions = Preconditions {
+                    uid: None,
+                    resource_version: write.version.clone(),
                 };
-                if condition.status == "False" {
-                    tracing::warn!(node = %name, reason = condition.reason, "{}", condition.message);
-                    self.record(&node, &condition.reason, &condition.message).await;
+                let params = DeleteParams::default().preconditions(preconditions);
+                match self.slices.delete(name, &params).await {
+                    Ok(_) => Ok(Answer::Deleted),
+                    Err(kube::Error::Api(status)) if status.code == 404 => Ok(Answer::Deleted),
+                    Err(error) => Err(error),
                 }
             }
-            Action::SetPoolStatus { pool, uid, status } => {
-                let reference = ObjectReference {
-                    api_version: Some(format!("{}/{}", weft_api::GROUP, weft_api::VERSION)),
-                    kind: Some("PodPool".to_owned()),
-                    name: Some(pool.clone()),
-                    uid: Some(uid.clone()),
-                    ..ObjectReference::default()
-                };
-                for condition in &status.conditions {
-                    let bad = if condition.type_ == "Ready" {
-                        "False"
-                    } else {
-                        "True"
-                    };
-                    if condition.status == bad {
-                        tracing::warn!(pool, reason = condition.reason, "{}", condition.message);
-                        self.record(&reference, &condition.reason, &condition.message)
-                            .await;
-                    }
-                }
+            Action::SetNodeCondition { name, uid, condition } => {
+                let mut condition = json!(condition);
+                condition["lastHeartbeatTime"] = json!(Time(Timestamp::now()));
+                let status = json!({
+                    "metadata": { "uid": uid },
+                    "status": { "conditions": [condition] },
+                });
+                self.nodes
+                    .patch_status(name.as_str(), &patch, &Patch::Strategic(status))
+                    .await
+                    .map(Answer::Node)
             }
-            Action::Slice(change) => tracing::debug!(slice = change.name(), "wrote NodeSlice"),
-        }
-    }
-
-    async fn record(&self, regarding: &ObjectReference, reason: &str, note: &str) {
-        let event = Event {
-            type_: EventType::Warning,
-            reason: reason.to_owned(),
-            note: Some(note.to_owned()),
-            action: "AllocateBlocks".to_owned(),
-            secondary: None,
-        };
-        let published = tokio::time::timeout(TIMEOUT, self.recorder.publish(&event, regarding)).await;
-        if let Ok(Err(error)) = published {
-            tracing::debug!(%error, "could not record an Event");
+            Action::SetTaint { name, on, taints } => {
+                let operations = taint(version, *on, *taints);
+                let operations: json_patch::Patch =
+                    serde_json::from_value(operations).map_err(kube::Error::SerdeError)?;
+                self.nodes
+                    .patch(name.as_str(), &patch, &Patch::Json::<()>(operations))
+                    .await
+                    .map(Answer::Node)
+            }
         }
     }
 }
@@ -223,7 +249,15 @@ fn node_blocks(blocks: &[Held]) -> Vec<NodeBlock> {
     blocks.iter().map(NodeBlock::from).collect()
 }
 
-fn list(blocks: &[Held]) -> String {
-    let blocks: Vec<String> = blocks.iter().map(|held| held.block.to_string()).collect();
-    blocks.join(",")
+/// The JSON patch that puts our taint on or takes it off. Others' taints are
+/// safe, because it holds for the version of the Node it was made for only.
+fn taint(version: Option<&str>, on: bool, taints: Taints) -> Value {
+    let test = json!({ "op": "test", "path": "/metadata/resourceVersion", "value": version });
+    let taint = json!({ "key": TAINT, "effect": "NoSchedule" });
+    let change = match taints.ours {
+        Some(at) if !on => json!({ "op": "remove", "path": format!("/spec/taints/{at}") }),
+        _ if taints.count > 0 => json!({ "op": "add", "path": "/spec/taints/-", "value": taint }),
+        _ => json!({ "op": "add", "path": "/spec/taints", "value": [taint] }),
+    };
+    json!([test, change])
 }

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::net::TcpListener;
 use std::time::Duration;
 
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use weft_api::{NodeNetwork, NodeSlice, PodPool};
 use weft_apilite::ApiServer;
+use weft_operator::{Args, Operator};
 
 /// How long anything may take; reached only when something is wrong.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -135,11 +137,21 @@ impl Cluster {
 }
 
 fn operator(client: &Client) -> JoinHandle<()> {
-    tokio::spawn(weft_operator::serve(
-        client.clone(),
-        Duration::from_secs(1),
-        vec![],
-    ))
+    // Takes the Lease from the one that was killed, whose time would have to run out.
+    start(client, false)
+}
+
+fn start(client: &Client, leader_elect: bool) -> JoinHandle<()> {
+    let args = Args {
+        kubeconfig: None,
+        block_return_grace: Duration::from_secs(1),
+        service_cidrs: vec![],
+        leader_elect,
+        lease_namespace: "kube-system".to_owned(),
+        metrics_address: "127.0.0.1:0".parse().unwrap(),
+    };
+    let operator = Operator::new(client.clone(), &args);
+    tokio::spawn(async move { operator.serve().await })
 }
 
 async fn wait<K>(api: Api<K>, name: &str, condition: impl kube::runtime::wait::Condition<K>) -> K
@@ -298,4 +310,127 @@ async fn an_api_that_refuses_and_forgets_costs_time_and_nothing_else() {
         ("n3", "10.244.2.0/24"),
     ];
     cluster.slice("nodes-0", &slice).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_that_loses_the_lease_writes_nothing_more() {
+    let mut cluster = Cluster::start(json!({"cidrs": ["10.244.0.0/16"]})).await;
+    cluster.add_node("n1", "10.224.0.4").await;
+    cluster.slice("nodes-0", &[("n1", "10.244.0.0/24")]).await;
+    let leases: Api<Lease> = Api::namespaced(cluster.client.clone(), "kube-system");
+    let holder = |lease: &Lease| lease.spec.clone().unwrap().holder_identity.unwrap();
+    let first = holder(&leases.get("weft-operator").await.unwrap());
+    // One that waits does nothing while the first lives, and one that does not ask takes over.
+    let waiting = start(&cluster.client, true);
+    let second = start(&cluster.client, false);
+    wait(leases.clone(), "weft-operator", |lease: Option<&Lease>| {
+        lease.is_some_and(|lease| holder(lease) != first)
+    })
+    .await;
+    for node in 2..20 {
+        cluster
+            .add_node(&format!("n{node}"), &format!("10.224.1.{node}"))
+            .await;
+    }
+    for node in 2..20 {
+        let granted = |network: &NodeNetwork| allocation(network) == "Granted";
+        cluster.network(&format!("n{node}"), granted).await;
+    }
+    let networks = cluster.networks().list(&ListParams::default()).await.unwrap();
+    let mut given: Vec<&str> = networks.iter().flat_map(blocks).collect();
+    let count = given.len();
+    given.sort_unstable();
+    given.dedup();
+    assert_eq!((given.len(), count), (19, 19));
+    second.abort();
+    waiting.abort();
+    cluster.operator.abort();
+    assert!((&mut cluster.operator).await.unwrap_err().is_cancelled());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_hears_what_its_agent_reports_and_keeps_the_taints_of_others() {
+    let cluster = Cluster::start(json!({"cidrs": ["10.244.0.0/16"]})).await;
+    cluster.add_node("n1", "10.224.0.4").await;
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    let theirs = json!({"key": "dedicated", "value": "db", "effect": "NoExecute"});
+    let ours = json!({"key": "weft.dev/agent-not-ready", "effect": "NoSchedule"});
+    let taints = Patch::Merge(json!({"spec": {"taints": [theirs, ours]}}));
+    nodes.patch("n1", &PatchParams::default(), &taints).await.unwrap();
+    let conditions = json!([{"type": "Ready", "status": "True", "reason": "KubeletReady"}]);
+    let kubelet = Patch::Strategic(json!({"status": {"conditions": conditions}}));
+    nodes
+        .patch_status("n1", &PatchParams::default(), &kubelet)
+        .await
+        .unwrap();
+    cluster
+        .network("n1", |network| allocation(network) == "Granted")
+        .await;
+    let ready = json!({"type": "Ready", "status": "True", "reason": "Serving", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let status = Patch::Merge(json!({"status": {"conditions": [ready]}}));
+    cluster
+        .networks()
+        .patch_status("n1", &PatchParams::default(), &status)
+        .await
+        .unwrap();
+    let node = wait(nodes, "n1", |node: Option<&Node>| {
+        let taints = node.and_then(|node| node.spec.as_ref()?.taints.clone());
+        taints.is_some_and(|taints| taints.len() == 1)
+    })
+    .await;
+    let taint = node.spec.unwrap().taints.unwrap().remove(0);
+    assert_eq!(
+        (taint.key.as_str(), taint.value.as_deref()),
+        ("dedicated", Some("db"))
+    );
+    let conditions: Vec<(String, String)> = (node.status.unwrap().conditions.unwrap().into_iter())
+        .map(|condition| (condition.type_, condition.status))
+        .collect();
+    assert!(
+        conditions.contains(&("NetworkUnavailable".to_owned(), "False".to_owned())),
+        "{conditions:?}"
+    );
+    assert!(
+        conditions.contains(&("Ready".to_owned(), "True".to_owned())),
+        "{conditions:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retiring_range_is_drained() {
+    let cluster = Cluster::start(json!({"cidrs": ["10.244.0.0/24", "10.99.0.0/24"]})).await;
+    cluster.add_node("n1", "10.224.0.4").await;
+    cluster
+        .network("n1", |network| blocks(network) == ["10.244.0.0/24"])
+        .await;
+    let retire = Patch::Merge(json!({"spec": {"retiring": ["10.244.0.0/24"]}}));
+    cluster
+        .pools()
+        .patch("default", &PatchParams::default(), &retire)
+        .await
+        .unwrap();
+    let both = ["10.244.0.0/24", "10.99.0.0/24"];
+    let marked = cluster.network("n1", |network| blocks(network) == both).await;
+    assert!(marked.spec.blocks[0].retiring && !marked.spec.blocks[1].retiring);
+    let empty = json!({"cidr": "10.244.0.0/24", "used": 0, "cooling": 0, "retiring": true});
+    let status = Patch::Merge(json!({"status": {"blocks": [empty]}}));
+    cluster
+        .networks()
+        .patch_status("n1", &PatchParams::default(), &status)
+        .await
+        .unwrap();
+    cluster
+        .network("n1", |network| blocks(network) == ["10.99.0.0/24"])
+        .await;
+    wait(cluster.pools(), "default", |pool: Option<&PodPool>| {
+        let status = pool.and_then(|pool| pool.status.as_ref());
+        status.is_some_and(|status| {
+            status
+                .ranges
+                .iter()
+                .any(|range| range.retiring && range.allocated == 0)
+        })
+    })
+    .await;
 }

@@ -221,6 +221,18 @@ impl BlockAllocator {
             })
     }
 
+    /// Another node than `owner` that holds addresses of `block`, with what it holds.
+    pub fn other_owner(&self, block: Block, owner: &NodeUid) -> Option<Claim> {
+        self.given
+            .all_overlapping(block)
+            .flat_map(|(block, holdings)| holdings.iter().map(move |holding| (block, holding)))
+            .find(|(_, holding)| holding.owner != *owner)
+            .map(|(block, holding)| Claim {
+                block,
+                owner: holding.owner.clone(),
+            })
+    }
+
     /// All pairs of claims that share addresses, in address order.
     pub fn conflicts(&self) -> Vec<Conflict> {
         let mut conflicts = Vec::new();
@@ -316,6 +328,15 @@ impl BlockAllocator {
                 return Some(block);
             }
         }
+    }
+}
+
+// === impl PoolConfig ===
+
+impl PoolConfig {
+    /// Blocks of the present size in the ranges, less those that touch an excluded one.
+    pub fn capacity(&self) -> u32 {
+        Candidates::new(self).capacity()
     }
 }
 

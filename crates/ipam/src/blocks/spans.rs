@@ -42,16 +42,23 @@ impl<T> Spans<T> {
     /// Some block that shares addresses with `block`, the largest if one of
     /// them contains it.
     pub(super) fn overlapping(&self, block: Block) -> Option<Block> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let around = (BlockSize::MIN.prefix_len()..=block.size().prefix_len())
+        self.all_overlapping(block).next().map(|(found, _)| found)
+    }
+
+    /// All blocks that share addresses with `block`: those that contain it,
+    /// largest first, then those inside it.
+    pub(super) fn all_overlapping(&self, block: Block) -> impl Iterator<Item = (Block, &T)> {
+        let sizes = if self.0.is_empty() {
+            0..0
+        } else {
+            BlockSize::MIN.prefix_len()..block.size().prefix_len()
+        };
+        let around = sizes
             .filter_map(|size| BlockSize::new(size).ok())
-            .map(|size| Block::containing(block.first(), size))
-            .find(|around| self.0.contains_key(around));
-        around.or_else(|| {
-            let end = Block::containing(block.last(), BlockSize::MAX);
-            self.0.range(block..=end).next().map(|(inside, _)| *inside)
-        })
+            .map(move |size| Block::containing(block.first(), size))
+            .filter_map(|around| self.0.get_key_value(&around));
+        let end = Block::containing(block.last(), BlockSize::MAX);
+        let inside = self.0.range(block..=end);
+        around.chain(inside).map(|(block, value)| (*block, value))
     }
 }

@@ -299,6 +299,11 @@ impl Daemon {
                 "operator".into(),
                 "--kubeconfig".into(),
                 self.dir.kubeconfig().to_string_lossy().into_owned(),
+                "--lease-namespace".into(),
+                "kube-system".into(),
+                // Other labs' operators serve theirs on the same host.
+                "--metrics-address".into(),
+                "127.0.0.1:0".into(),
             ],
             netns: None,
             log: self.dir.operator_log(),

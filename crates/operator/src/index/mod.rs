@@ -8,10 +8,17 @@
 //! chosen, before the write; it is free again only when the node has been gone
 //! for the grace and no NodeNetwork shows the block any more. The NodeNetwork of
 //! a node that is gone stays for the grace, so that an operator which starts
-//! meanwhile honours it too. Only where another node takes the name does it have
-//! to go at once; then an operator that starts within the grace can't know of it.
+//! meanwhile honours it too. Where another node takes the name it has to go at
+//! once. Its blocks are then in the [`Note`], as all are that somebody holds and
+//! no NodeNetwork shows; the note has to be written before the plan's actions
+//! are, and an operator that starts reads it.
 
+mod grants;
+mod networks;
+mod nodes;
 mod pools;
+mod published;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -20,25 +27,56 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use weft_api::{NodeBlock, NodeSliceEntry, PodPoolStatus};
+use weft_api::{BlockUse, NodeBlock, NodeSliceEntry, PodPoolStatus};
 use weft_ipam::{BlockAllocator, Exhausted};
 use weft_model::{Block, NodeName, NodeUid};
 
 use self::pools::Pools;
-use crate::slices::{SLICE_SIZE, SliceChange, pack};
+use crate::lease::Note;
+use crate::slices::SliceChange;
 
-pub(crate) use self::pools::Pool;
+pub(crate) use self::pools::{Pool, PoolFigures};
 
 /// The most blocks a node is given, the limit of the NodeNetwork's schema.
 const MAX_BLOCKS: usize = 1024;
 
+/// The most blocks that are written at a time: the note of them has to fit into an annotation.
+const MAX_NOTED: usize = 1000;
+
+/// How fast things go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// Blocks of nodes that are gone are used again after this time.
+    pub(crate) grace: Duration,
+    /// Between two writes of slices: nodes that join together are written together.
+    pub(crate) slices: Duration,
+    /// Between two writes of a pool's counts.
+    pub(crate) counts: Duration,
+    /// For how long an agent has to be unready before the scheduler is told: restarts are shorter.
+    pub(crate) unready: Duration,
+}
+
 /// What a Node object says that matters here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Node {
     pub(crate) uid: NodeUid,
     pub(crate) labels: BTreeMap<String, String>,
     /// All InternalIPs, in the Node's order.
     pub(crate) addresses: Vec<Ipv4Addr>,
+    /// IPv4 of `spec.podCIDRs`, as written.
+    pub(crate) pod_cidrs: Vec<String>,
+    /// The condition `NetworkUnavailable`.
+    pub(crate) unavailable: Option<Condition>,
+    pub(crate) taints: Taints,
+}
+
+/// A Node's taints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Taints {
+    /// Of whatever kind.
+    pub(crate) count: usize,
+    /// Where `weft.dev/agent-not-ready` is among them.
+    pub(crate) ours: Option<usize>,
 }
 
 /// What a NodeNetwork object says that matters here.
@@ -50,6 +88,11 @@ pub(crate) struct Network {
     pub(crate) blocks: Vec<Held>,
     pub(crate) wanted: u32,
     pub(crate) allocation: Option<Condition>,
+    /// The agent's condition `Ready`.
+    pub(crate) ready: Option<Condition>,
+    /// Which route of the node overlaps, if one does.
+    pub(crate) route_overlap: Option<String>,
+    pub(crate) uses: BTreeMap<Block, BlockUse>,
     /// It is about to go: a finalizer holds it, or its deletion was just asked for.
     pub(crate) deleting: bool,
 }
@@ -59,6 +102,8 @@ pub(crate) struct Network {
 pub(crate) struct Held {
     pub(crate) block: Block,
     pub(crate) pool: String,
+    /// The node gives no new address of it.
+    pub(crate) retiring: bool,
 }
 
 /// One write.
@@ -87,6 +132,18 @@ pub(crate) enum Action {
         pool: String,
         uid: String,
         status: PodPoolStatus,
+        /// Conditions that turned, or say something else.
+        news: Vec<Condition>,
+    },
+    SetNodeCondition {
+        name: NodeName,
+        uid: NodeUid,
+        condition: Condition,
+    },
+    SetTaint {
+        name: NodeName,
+        on: bool,
+        taints: Taints,
     },
     Slice(SliceChange),
 }
@@ -95,6 +152,8 @@ pub(crate) enum Action {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Plan {
     pub(crate) actions: Vec<Action>,
+    /// Who leads next has to know this before any of the actions is done.
+    pub(crate) note: Note,
     /// When to plan again although nothing changes, on the clock of `plan`'s argument.
     pub(crate) again_at: Option<Duration>,
     /// Pairs of nodes with shared addresses that were not there at the last plan.
@@ -108,11 +167,12 @@ pub(crate) enum Source {
     Networks,
     Pools,
     Slices,
+    ServiceCidrs,
 }
 
 #[derive(Debug)]
 pub(crate) struct Index {
-    grace: Duration,
+    pace: Pace,
     nodes: BTreeMap<NodeName, Node>,
     networks: BTreeMap<NodeName, Network>,
     pools: Pools,
@@ -120,10 +180,19 @@ pub(crate) struct Index {
     allocator: BlockAllocator,
     /// The blocks of every node, by UID; the allocator knows each of them.
     held: BTreeMap<NodeUid, Vec<Held>>,
+    /// Retiring blocks that are empty. They are the node's until its NodeNetwork shows them no more.
+    leaving: BTreeSet<(NodeUid, Block)>,
     /// Since when holders have no Node object.
     gone: BTreeMap<NodeUid, Duration>,
+    /// Since when agents say that they can't serve.
+    unready: BTreeMap<NodeUid, Duration>,
     listed: BTreeSet<Source>,
     conflicts: BTreeSet<String>,
+    /// Slices may differ from what they should be.
+    slices_due: bool,
+    slices_not_before: Duration,
+    /// Only counts changed since the last plan.
+    counts_changed: bool,
 }
 
 /// Why a node has not all the blocks it asks for.
@@ -132,59 +201,129 @@ struct Shortage {
     message: String,
 }
 
+// === impl Source ===
+
+impl Source {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Nodes,
+        Self::Networks,
+        Self::Pools,
+        Self::Slices,
+        Self::ServiceCidrs,
+    ];
+
+    /// The kind of its objects.
+    pub(crate) fn kind(self) -> &'static str {
+        match self {
+            Self::Nodes => "Node",
+            Self::Networks => "NodeNetwork",
+            Self::Pools => "PodPool",
+            Self::Slices => "NodeSlice",
+            Self::ServiceCidrs => "ServiceCIDR",
+        }
+    }
+}
+
 // === impl Index ===
 
 impl Index {
-    /// An index of nothing. Blocks of nodes that are gone are used again after
-    /// `grace`; pools must keep clear of `service_cidrs`.
-    pub(crate) fn new(grace: Duration, service_cidrs: Vec<Ipv4Net>) -> Self {
-        Self {
-            grace,
+    /// An index of nothing. Pools must keep clear of `service_cidrs`, and of
+    /// those of ServiceCIDR objects. `note` is what the operator before this one
+    /// has left.
+    pub(crate) fn new(pace: Pace, service_cidrs: Vec<Ipv4Net>, note: &Note) -> Self {
+        let mut index = Self {
+            pace,
             nodes: BTreeMap::new(),
             networks: BTreeMap::new(),
             pools: Pools::new(service_cidrs),
             slices: BTreeMap::new(),
             allocator: BlockAllocator::new(),
             held: BTreeMap::new(),
+            leaving: BTreeSet::new(),
             gone: BTreeMap::new(),
+            unready: BTreeMap::new(),
             listed: BTreeSet::new(),
             conflicts: BTreeSet::new(),
+            slices_due: true,
+            slices_not_before: Duration::ZERO,
+            counts_changed: false,
+        };
+        for (pool, uid, block) in note.iter() {
+            if let (Ok(uid), Ok(block)) = (uid.parse(), block.parse()) {
+                let held = Held {
+                    block,
+                    pool: pool.to_owned(),
+                    retiring: false,
+                };
+                index.claim(&uid, &held);
+            } else {
+                tracing::error!(
+                    pool,
+                    uid,
+                    block,
+                    "the note of the operator before names a block that is none"
+                );
+            }
         }
+        index
     }
 
-    /// Notes that all objects of a source are known. Before all four are,
+    /// Notes that all objects of a source are known. Before all sources are,
     /// nothing is planned: what is not known yet must not be taken for gone.
     pub(crate) fn listed(&mut self, source: Source) {
         self.listed.insert(source);
     }
 
-    /// True if that changes anything; so for all of these.
+    /// Whether plans are made.
+    pub(crate) fn complete(&self) -> bool {
+        self.listed.len() == Source::ALL.len()
+    }
+
+    /// True if a plan has to be made; so for all of these.
     pub(crate) fn set_node(&mut self, name: &NodeName, node: Option<Node>) -> bool {
         if let Some(node) = &node {
             // However short it is back for, the grace begins anew.
             self.gone.remove(&node.uid);
         }
-        set(&mut self.nodes, name, node)
+        let changed = set(&mut self.nodes, name, node);
+        self.slices_due |= changed;
+        changed
     }
 
     pub(crate) fn set_network(&mut self, name: &NodeName, network: Option<Network>) -> bool {
+        let before = self.networks.get(name);
+        let only_counts = match (before, &network) {
+            (Some(before), Some(after)) => before.differs_in_counts_only(after),
+            _ => false,
+        };
         match &network {
             Some(network) => {
                 for held in &network.blocks {
                     self.claim(&network.node_uid, held);
                 }
+                self.release_left(network);
             }
             None => self.forget_network(name),
         }
-        set(&mut self.networks, name, network)
+        let changed = set(&mut self.networks, name, network);
+        self.counts_changed |= changed && only_counts;
+        self.slices_due |= changed && !only_counts;
+        changed && !only_counts
     }
 
     pub(crate) fn set_pool(&mut self, name: &str, pool: Option<Pool>) -> bool {
+        self.slices_due = true;
         self.pools.set(name, pool, &mut self.allocator)
     }
 
     pub(crate) fn set_slice(&mut self, name: &str, nodes: Option<Vec<NodeSliceEntry>>) -> bool {
-        set(&mut self.slices, &name.to_owned(), nodes)
+        let changed = set(&mut self.slices, &name.to_owned(), nodes);
+        self.slices_due |= changed;
+        changed
+    }
+
+    pub(crate) fn set_service_cidrs(&mut self, name: &str, cidrs: Option<Vec<Ipv4Net>>) -> bool {
+        self.pools.set_service_cidrs(name, cidrs)
     }
 
     /// The names of all objects of a source, to find those that a new list lacks.
@@ -194,6 +333,7 @@ impl Index {
             Source::Networks => self.networks.keys().map(NodeName::to_string).collect(),
             Source::Pools => self.pools.names().map(str::to_owned).collect(),
             Source::Slices => self.slices.keys().cloned().collect(),
+            Source::ServiceCidrs => self.pools.service_names().map(str::to_owned).collect(),
         }
     }
 
@@ -201,7 +341,19 @@ impl Index {
     pub(crate) fn deletion_accepted(&mut self, name: &NodeName) {
         if let Some(network) = self.networks.get_mut(name) {
             network.deleting = true;
+            self.slices_due = true;
         }
+    }
+
+    /// When to plan because counts have changed, which is no reason to plan at once.
+    pub(crate) fn counts_due(&self) -> Option<Duration> {
+        self.counts_changed
+            .then(|| self.pools.counts_due(self.pace.counts))
+    }
+
+    /// The numbers of all pools, as of the last plan.
+    pub(crate) fn figures(&self) -> &[PoolFigures] {
+        self.pools.figures()
     }
 
     /// Everything that has to be written now. `now` is monotonic, `wall` goes
@@ -210,235 +362,19 @@ impl Index {
     /// Planning again after the writes were done and fed back yields nothing.
     pub(crate) fn plan(&mut self, now: Duration, wall: Timestamp) -> Plan {
         let mut plan = Plan::default();
-        if self.listed.len() < 4 {
+        if !self.complete() {
             return plan;
         }
+        self.counts_changed = false;
         self.return_blocks(now, &mut plan);
-        let shortages = self.grant();
-        self.plan_networks(wall, &shortages, &mut plan);
-        self.plan_slices(&mut plan);
-        for (pool, uid, status) in self.pools.statuses(&self.allocator, wall) {
-            plan.actions.push(Action::SetPoolStatus { pool, uid, status });
-        }
+        let grants = self.grant(now);
+        self.retire();
+        self.plan_networks(wall, &grants, &mut plan);
+        self.plan_nodes(now, wall, &mut plan);
+        self.plan_slices(now, &mut plan);
+        self.plan_pools(now, wall, &mut plan);
+        plan.note = self.unshown(now, &plan);
         plan
-    }
-
-    fn claim(&mut self, uid: &NodeUid, held: &Held) {
-        let blocks = self.held.entry(uid.clone()).or_default();
-        if !blocks.iter().any(|known| known.block == held.block) {
-            blocks.push(held.clone());
-            self.allocator.claim(&held.pool, held.block, uid);
-        }
-    }
-
-    fn release(&mut self, uid: &NodeUid, release: impl Fn(&Held) -> bool) {
-        let Some(blocks) = self.held.get_mut(uid) else {
-            return;
-        };
-        blocks.retain(|held| {
-            let released = release(held);
-            if released {
-                self.allocator.release(held.block, uid);
-            }
-            !released
-        });
-        if blocks.is_empty() {
-            self.held.remove(uid);
-        }
-    }
-
-    /// A NodeNetwork that goes takes contested blocks with it, and nothing
-    /// else: its node, if it lives, still has pods with the other addresses.
-    fn forget_network(&mut self, name: &NodeName) {
-        let Some(network) = self.networks.get(name) else {
-            return;
-        };
-        let uid = network.node_uid.clone();
-        let contested: BTreeSet<Block> = self
-            .allocator
-            .conflicts()
-            .into_iter()
-            .flat_map(|conflict| [conflict.first, conflict.second])
-            .filter(|claim| claim.owner == uid)
-            .map(|claim| claim.block)
-            .collect();
-        self.release(&uid, |held| contested.contains(&held.block));
-    }
-
-    /// Takes back the blocks of nodes that are gone for the grace.
-    fn return_blocks(&mut self, now: Duration, plan: &mut Plan) {
-        let alive: BTreeSet<&NodeUid> = self.nodes.values().map(|node| &node.uid).collect();
-        self.gone.retain(|uid, _| !alive.contains(uid));
-        for uid in self.held.keys().filter(|uid| !alive.contains(uid)) {
-            self.gone.entry(uid.clone()).or_insert(now);
-        }
-        for network in self.networks.values() {
-            if !alive.contains(&network.node_uid) {
-                self.gone.entry(network.node_uid.clone()).or_insert(now);
-            }
-        }
-        let mut over: Vec<NodeUid> = Vec::new();
-        for (uid, since) in &self.gone {
-            let until = *since + self.grace;
-            if until <= now {
-                over.push(uid.clone());
-            } else {
-                let again_at = plan.again_at.map_or(until, |at| at.min(until));
-                plan.again_at = Some(again_at);
-            }
-        }
-        let shown: BTreeSet<&NodeUid> = self.networks.values().map(|network| &network.node_uid).collect();
-        over.retain(|uid| !shown.contains(uid));
-        for uid in over {
-            self.gone.remove(&uid);
-            self.release(&uid, |_| true);
-        }
-        for (name, network) in &self.networks {
-            let unwanted = match self.nodes.get(name) {
-                // Its name is wanted for the node's own NodeNetwork.
-                Some(node) => node.uid != network.node_uid,
-                None => self
-                    .gone
-                    .get(&network.node_uid)
-                    .is_none_or(|since| *since + self.grace <= now),
-            };
-            if unwanted && !network.deleting {
-                plan.actions.push(Action::DeleteNetwork {
-                    name: name.clone(),
-                    object_uid: network.object_uid.clone(),
-                });
-            }
-        }
-    }
-
-    /// Gives blocks to the nodes that ask for some, first to those without any.
-    fn grant(&mut self) -> BTreeMap<NodeUid, Shortage> {
-        self.pools.begin_grants(&self.nodes);
-        let mut shortages = BTreeMap::new();
-        for first in [true, false] {
-            for (name, node) in &self.nodes {
-                let network = self.network_of(name, node);
-                let wanted = network.map_or(1, |network| network.wanted as usize);
-                let wanted = if first { 1 } else { wanted.clamp(1, MAX_BLOCKS) };
-                loop {
-                    let has = self.held.get(&node.uid).map_or(0, Vec::len);
-                    if has >= wanted {
-                        break;
-                    }
-                    match self.pools.allocate(node, &mut self.allocator) {
-                        Ok(held) => self.held.entry(node.uid.clone()).or_default().push(held),
-                        Err(mut shortage) => {
-                            if has > 0 {
-                                shortage.message =
-                                    format!("has {has} of {wanted} blocks: {}", shortage.message);
-                            }
-                            shortages.insert(node.uid.clone(), shortage);
-                            break;
-                        }
-                    }
-                }
-            }
-        }
-        shortages
-    }
-
-    fn plan_networks(&mut self, wall: Timestamp, shortages: &BTreeMap<NodeUid, Shortage>, plan: &mut Plan) {
-        let (contested, conflicts) = self.contested();
-        plan.new_conflicts = conflicts.difference(&self.conflicts).cloned().collect();
-        self.conflicts = conflicts;
-        for (name, node) in &self.nodes {
-            let held = self.held.get(&node.uid).cloned().unwrap_or_default();
-            let Some(network) = self.network_of(name, node) else {
-                if !self.networks.contains_key(name) {
-                    plan.actions.push(Action::CreateNetwork {
-                        name: name.clone(),
-                        uid: node.uid.clone(),
-                        blocks: held,
-                    });
-                }
-                continue;
-            };
-            if network.blocks != held {
-                plan.actions.push(Action::SetBlocks {
-                    name: name.clone(),
-                    uid: node.uid.clone(),
-                    blocks: held,
-                });
-                // Its condition waits until the blocks are there.
-                continue;
-            }
-            let shortage = contested.get(&node.uid).or_else(|| shortages.get(&node.uid));
-            let (status, reason, message) = match shortage {
-                None => ("True", "Granted", "the node has the blocks it asks for"),
-                Some(shortage) => ("False", shortage.reason, shortage.message.as_str()),
-            };
-            if let Some(condition) = changed_condition(
-                network.allocation.as_ref(),
-                "BlocksGranted",
-                (status, reason, message),
-                wall,
-            ) {
-                plan.actions.push(Action::SetAllocation {
-                    name: name.clone(),
-                    uid: node.uid.clone(),
-                    condition,
-                });
-            }
-        }
-    }
-
-    /// Nodes that share addresses with another, and a sentence about each pair.
-    fn contested(&self) -> (BTreeMap<NodeUid, Shortage>, BTreeSet<String>) {
-        let mut contested = BTreeMap::new();
-        let mut sentences = BTreeSet::new();
-        for conflict in self.allocator.conflicts() {
-            let (first, second) = (&conflict.first, &conflict.second);
-            if first.owner == second.owner {
-                continue;
-            }
-            let message = format!(
-                "node {} holds {} and node {} holds {}: delete the NodeNetwork of the one that may be drained",
-                self.name_of(&first.owner),
-                first.block,
-                self.name_of(&second.owner),
-                second.block
-            );
-            for claim in [first, second] {
-                contested.insert(
-                    claim.owner.clone(),
-                    Shortage {
-                        reason: "DuplicateBlock",
-                        message: message.clone(),
-                    },
-                );
-            }
-            sentences.insert(message);
-        }
-        (contested, sentences)
-    }
-
-    fn plan_slices(&self, plan: &mut Plan) {
-        let entries: BTreeMap<String, NodeSliceEntry> = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| !node.addresses.is_empty())
-            // Only what is written down is told to others: a block that was
-            // chosen but never written might be chosen for another node by the
-            // next operator.
-            .filter_map(|(name, node)| Some((name, node, self.network_of(name, node)?)))
-            .map(|(name, node, network)| {
-                let node = weft_model::Node {
-                    name: name.clone(),
-                    uid: node.uid.clone(),
-                    addresses: node.addresses.clone(),
-                    blocks: network.blocks.iter().map(|held| held.block).collect(),
-                    routing: weft_model::Routing::Overlay,
-                };
-                (name.to_string(), NodeSliceEntry::from(&node))
-            })
-            .collect();
-        let changes = pack(&self.slices, &entries, SLICE_SIZE);
-        plan.actions.extend(changes.into_iter().map(Action::Slice));
     }
 
     /// The NodeNetwork that is this very node's, and stays.
@@ -462,6 +398,40 @@ impl Index {
     }
 }
 
+// === impl Plan ===
+
+impl Plan {
+    fn wake_at(&mut self, at: Duration) {
+        self.again_at = Some(self.again_at.map_or(at, |known| known.min(at)));
+    }
+}
+
+// === impl Network ===
+
+impl Network {
+    /// A block that is empty, and known to its agent to be on its way out, matters more than as a count.
+    fn differs_in_counts_only(&self, other: &Self) -> bool {
+        let vacated = |network: &Self| -> Vec<Block> {
+            let uses = network.uses.iter();
+            uses.filter(|(_, block)| vacated(block))
+                .map(|(block, _)| *block)
+                .collect()
+        };
+        let mut same = self.clone();
+        same.uses.clone_from(&other.uses);
+        self.uses != other.uses && vacated(self) == vacated(other) && same == *other
+    }
+
+    fn shows(&self, block: Block) -> bool {
+        self.blocks.iter().any(|held| held.block == block)
+    }
+}
+
+/// Whether the agent is through with a block: it gives out no more of it, and there is nothing to give back.
+fn vacated(block: &BlockUse) -> bool {
+    block.retiring && block.used == 0 && block.cooling == 0
+}
+
 // === impl Held ===
 
 impl From<&Held> for NodeBlock {
@@ -469,7 +439,7 @@ impl From<&Held> for NodeBlock {
         Self {
             cidr: held.block.to_string(),
             pool: held.pool.clone(),
-            ..Self::default()
+            retiring: held.retiring,
         }
     }
 }

@@ -1,0 +1,254 @@
+//! Who holds which block: given, retired, taken back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use weft_model::{Block, NodeName, NodeUid};
+
+use super::{Action, Held, Index, MAX_BLOCKS, MAX_NOTED, Network, Plan, Shortage, vacated};
+use crate::lease::Note;
+
+/// What became of the nodes that ask for blocks and did not get all.
+#[derive(Default)]
+pub(super) struct Grants {
+    pub(super) shortages: BTreeMap<NodeUid, Shortage>,
+    /// Their turn comes when what is granted now is written.
+    pub(super) postponed: BTreeSet<NodeUid>,
+}
+
+// === impl Index ===
+
+impl Index {
+    pub(super) fn claim(&mut self, uid: &NodeUid, held: &Held) {
+        let blocks = self.held.entry(uid.clone()).or_default();
+        if !blocks.iter().any(|known| known.block == held.block) {
+            blocks.push(held.clone());
+            self.allocator.claim(&held.pool, held.block, uid);
+        }
+    }
+
+    fn release(&mut self, uid: &NodeUid, release: impl Fn(&Held) -> bool) {
+        let Some(blocks) = self.held.get_mut(uid) else {
+            return;
+        };
+        blocks.retain(|held| {
+            let released = release(held);
+            if released {
+                self.allocator.release(held.block, uid);
+                self.leaving.remove(&(uid.clone(), held.block));
+            }
+            !released
+        });
+        if blocks.is_empty() {
+            self.held.remove(uid);
+        }
+    }
+
+    /// A NodeNetwork that goes takes contested blocks with it, and nothing
+    /// else: its node, if it lives, still has pods with the other addresses.
+    pub(super) fn forget_network(&mut self, name: &NodeName) {
+        let Some(network) = self.networks.get(name) else {
+            return;
+        };
+        let uid = network.node_uid.clone();
+        let held = self.held.get(&uid).into_iter().flatten();
+        let contested: BTreeSet<Block> = held
+            .map(|held| held.block)
+            .filter(|block| self.allocator.other_owner(*block, &uid).is_some())
+            .collect();
+        self.release(&uid, |held| contested.contains(&held.block));
+    }
+
+    /// Frees the blocks that the node's NodeNetwork shows no more.
+    pub(super) fn release_left(&mut self, network: &Network) {
+        let uid = &network.node_uid;
+        let left: BTreeSet<Block> = self
+            .held
+            .get(uid)
+            .into_iter()
+            .flatten()
+            .map(|held| held.block)
+            .filter(|block| !network.shows(*block) && self.leaving.contains(&(uid.clone(), *block)))
+            .collect();
+        if !left.is_empty() {
+            self.release(uid, |held| left.contains(&held.block));
+        }
+    }
+
+    /// Takes back the blocks of nodes that are gone for the grace.
+    pub(super) fn return_blocks(&mut self, now: Duration, plan: &mut Plan) {
+        let alive: BTreeSet<&NodeUid> = self.nodes.values().map(|node| &node.uid).collect();
+        self.gone.retain(|uid, _| !alive.contains(uid));
+        self.unready.retain(|uid, _| alive.contains(uid));
+        for uid in self.held.keys().filter(|uid| !alive.contains(uid)) {
+            self.gone.entry(uid.clone()).or_insert(now);
+        }
+        for network in self.networks.values() {
+            if !alive.contains(&network.node_uid) {
+                self.gone.entry(network.node_uid.clone()).or_insert(now);
+            }
+        }
+        let mut over: Vec<NodeUid> = Vec::new();
+        for (uid, since) in &self.gone {
+            let until = *since + self.pace.grace;
+            if until <= now {
+                over.push(uid.clone());
+            } else {
+                plan.wake_at(until);
+            }
+        }
+        let shown: BTreeSet<&NodeUid> = self.networks.values().map(|network| &network.node_uid).collect();
+        over.retain(|uid| !shown.contains(uid));
+        for uid in over {
+            self.gone.remove(&uid);
+            self.release(&uid, |_| true);
+        }
+        let mut room = MAX_NOTED.saturating_sub(self.unshown_blocks(now, &BTreeSet::new()).len());
+        for (name, network) in self.networks.iter().filter(|(_, network)| !network.deleting) {
+            let over = (self.gone.get(&network.node_uid)).is_none_or(|since| *since + self.pace.grace <= now);
+            let unwanted = match self.nodes.get(name) {
+                Some(node) if node.uid == network.node_uid => false,
+                Some(_) if over => true,
+                // Its name is wanted for the node's own NodeNetwork. Its blocks rest in the note meanwhile.
+                Some(_) => match room.checked_sub(network.blocks.len()) {
+                    Some(left) => {
+                        room = left;
+                        true
+                    }
+                    None => false,
+                },
+                None => over,
+            };
+            if unwanted {
+                plan.actions.push(Action::DeleteNetwork {
+                    name: name.clone(),
+                    object_uid: network.object_uid.clone(),
+                });
+            }
+        }
+    }
+
+    /// Gives blocks to the nodes that ask for some, first to those without any.
+    pub(super) fn grant(&mut self, now: Duration) -> Grants {
+        self.pools.begin_grants(&self.nodes);
+        let mut room = MAX_NOTED.saturating_sub(self.unshown_blocks(now, &BTreeSet::new()).len());
+        let mut grants = Grants::default();
+        for only_first in [true, false] {
+            for (name, node) in &self.nodes {
+                let network = self.network_of(name, node);
+                let wanted = network.map_or(1, |network| network.wanted as usize);
+                let wanted = if only_first {
+                    1
+                } else {
+                    wanted.clamp(1, MAX_BLOCKS)
+                };
+                loop {
+                    let held = self.held.get(&node.uid).map_or(&[][..], Vec::as_slice);
+                    let has = held.len();
+                    // What is to be retired needs a replacement before.
+                    let lasting = only_first || held.iter().any(|held| !self.pools.is_stale(held, node));
+                    if (has >= wanted && lasting) || has >= MAX_BLOCKS {
+                        break;
+                    }
+                    if room == 0 {
+                        grants.postponed.insert(node.uid.clone());
+                        break;
+                    }
+                    match self.pools.allocate(node, held, &mut self.allocator) {
+                        Ok(held) => {
+                            room -= 1;
+                            self.held.entry(node.uid.clone()).or_default().push(held);
+                        }
+                        Err(mut shortage) => {
+                            if has > 0 {
+                                shortage.message = if lasting {
+                                    format!("has {has} of {wanted} blocks: {}", shortage.message)
+                                } else {
+                                    format!("has no block that lasts: {}", shortage.message)
+                                };
+                            }
+                            grants.shortages.insert(node.uid.clone(), shortage);
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        grants
+    }
+
+    /// Marks the blocks that their nodes shall give up, and notes which of them are given up.
+    pub(super) fn retire(&mut self) {
+        for (name, node) in &self.nodes {
+            let network =
+                (self.networks.get(name)).filter(|network| network.node_uid == node.uid && !network.deleting);
+            let Some(blocks) = self.held.get_mut(&node.uid) else {
+                continue;
+            };
+            let lasting: Vec<Block> = blocks
+                .iter()
+                .filter(|held| !self.pools.is_stale(held, node))
+                .map(|held| held.block)
+                .collect();
+            let replaced = network.is_some_and(|network| lasting.iter().any(|block| network.shows(*block)));
+            for held in blocks
+                .iter_mut()
+                .filter(|held| !lasting.is_empty() || held.retiring)
+            {
+                held.retiring = !lasting.is_empty() && !lasting.contains(&held.block);
+                let key = (node.uid.clone(), held.block);
+                if !held.retiring {
+                    self.leaving.remove(&key);
+                    continue;
+                }
+                let marked = network.is_some_and(|network| network.blocks.contains(held));
+                let empty = network
+                    .and_then(|network| network.uses.get(&held.block))
+                    .is_some_and(vacated);
+                if marked && replaced && empty {
+                    self.leaving.insert(key);
+                }
+            }
+        }
+    }
+
+    /// The blocks that a node's NodeNetwork should show.
+    pub(super) fn staying(&self, uid: &NodeUid) -> Vec<Held> {
+        let held = self.held.get(uid).into_iter().flatten();
+        held.filter(|held| !self.leaving.contains(&(uid.clone(), held.block)))
+            .cloned()
+            .collect()
+    }
+
+    /// What nobody but this operator knows once the plan's actions are done, or before.
+    pub(super) fn unshown(&self, now: Duration, plan: &Plan) -> Note {
+        let leaving = plan.actions.iter().filter_map(|action| match action {
+            Action::DeleteNetwork { name, .. } => Some(name),
+            _ => None,
+        });
+        let mut note = Note::default();
+        for (uid, held) in self.unshown_blocks(now, &leaving.collect()) {
+            note.add(&held.pool, uid.as_str(), held.block.to_string());
+        }
+        note
+    }
+
+    fn unshown_blocks(&self, now: Duration, leaving: &BTreeSet<&NodeName>) -> Vec<(&NodeUid, &Held)> {
+        let networks: BTreeMap<&NodeUid, &Network> = self
+            .networks
+            .iter()
+            .filter(|(name, network)| !network.deleting && !leaving.contains(name))
+            .map(|(_, network)| (&network.node_uid, network))
+            .collect();
+        let over = |uid: &NodeUid| {
+            let since = self.gone.get(uid);
+            since.is_some_and(|since| *since + self.pace.grace <= now)
+        };
+        self.held
+            .iter()
+            .filter(|(uid, _)| !over(uid))
+            .flat_map(|(uid, blocks)| blocks.iter().map(move |held| (uid, held)))
+            .filter(|(uid, held)| !networks.get(uid).is_some_and(|network| network.shows(held.block)))
+            .collect()
+    }
+}
