@@ -6,8 +6,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cluster::ip::IpCommand;
 use crate::cluster::status::StatusArgs;
+use crate::cni::CniCommand;
+use crate::install::InstallArgs;
+use crate::install::uninstall::UninstallArgs;
 use crate::lab::args::LabCommand;
 use crate::log::LogFormat;
+use crate::node::NodeCommand;
 
 /// Pod networks in the way of Azure CNI Overlay, on any Linux nodes.
 #[derive(Debug, Parser)]
@@ -36,6 +40,10 @@ pub(crate) enum Command {
     /// Clusters of network namespaces on this machine, with the real agent, plugin and eBPF programs
     #[command(subcommand)]
     Lab(Box<LabCommand>),
+    /// Install Weft on a cluster, with few choices; the Helm chart has all of them
+    Install(InstallArgs),
+    /// Take Weft off a cluster and its nodes, which are left as they were
+    Uninstall(UninstallArgs),
     /// Show how the pod network is doing, of a lab or of any other cluster
     #[command(after_help = "Exit code: 0 healthy, 1 degraded, 2 unreachable")]
     Status(StatusArgs),
@@ -46,6 +54,12 @@ pub(crate) enum Command {
     Agent(Service<weft_agent::Args>),
     /// Run the operator
     Operator(Service<weft_operator::Args>),
+    /// Put the CNI plugin where the container runtime of a node finds it, or take it away
+    #[command(subcommand)]
+    Cni(CniCommand),
+    /// This machine as a node
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Explain an error code such as WEFT-1003; without a code, list them all
     Explain {
         /// The code, with or without "WEFT-"

@@ -4,9 +4,12 @@
 
 mod args;
 mod cluster;
+mod cni;
 mod explain;
+mod install;
 mod lab;
 mod log;
+mod node;
 mod out;
 
 use std::process::ExitCode;
@@ -47,10 +50,14 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<u8, UserError> {
     match command {
         Command::Lab(command) => lab::run(*command),
+        Command::Install(args) => install::run(&args),
+        Command::Uninstall(args) => install::uninstall::run(&args),
         Command::Status(args) => cluster::status::run(&args),
         Command::Ip(command) => cluster::ip::run(&command),
         Command::Agent(args) => service(args.log_format, weft_agent::run(args.args)),
         Command::Operator(args) => service(args.log_format, weft_operator::run(args.args)),
+        Command::Cni(command) => cni::run(&command),
+        Command::Node(command) => node::run(&command),
         Command::Explain { code } => explain::run(code.as_deref()),
         Command::Completion { shell } => {
             let mut script = Vec::new();
