@@ -1,7 +1,8 @@
 //! Takes away everything that agents of any version leave on a node, so that it is as it was before the first one.
 
 use crate::originals::Originals;
-use crate::wiring::{ALIAS_PREFIX, HOST_PREFIX};
+use crate::probe::CONTAINER;
+use crate::wiring::{ALIAS_PREFIX, HOST_PREFIX, key_of_alias};
 use crate::{node, saved};
 use std::fs;
 use std::io;
@@ -70,13 +71,14 @@ pub fn cleanup(options: &Cleanup) -> Result<Vec<String>, UserError> {
     let mut rtnl = Rtnl::open().map_err(netlink)?;
     let links = rtnl.links().map_err(netlink)?;
     let pods: Vec<&Link> = links.iter().filter(|link| is_pods(link)).collect();
-    if !pods.is_empty() && !options.force {
+    let live: Vec<&&Link> = pods.iter().filter(|link| !is_probes(link)).collect();
+    if let Some(first) = live.first().filter(|_| !options.force) {
         return Err(UserError::new(
             codes::PODS_ON_WEFT,
             format!(
                 "{} pod interface(s) are on Weft, such as {}",
-                pods.len(),
-                pods[0].name
+                live.len(),
+                first.name
             ),
             "drain the node first: kubectl drain NODE --ignore-daemonsets; or say --force",
         ));
@@ -144,6 +146,14 @@ fn is_pods(link: &Link) -> bool {
             .alias
             .as_ref()
             .is_some_and(|alias| alias.starts_with(ALIAS_PREFIX))
+}
+
+/// What an agent that was killed in the middle of a probe leaves.
+fn is_probes(link: &Link) -> bool {
+    link.alias
+        .as_deref()
+        .and_then(key_of_alias)
+        .is_some_and(|key| key.container_id() == CONTAINER)
 }
 
 /// Removes what agents put into `dir`, and `dir` itself if it is empty then. Returns whether there was anything.

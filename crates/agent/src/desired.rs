@@ -32,9 +32,14 @@ pub struct Desired {
     pub addresses: Vec<Ipv4Addr>,
     /// Pods the node may run: no more addresses are of any use to it.
     pub max_pods: Option<u32>,
-    /// Blocks from which this node's pods get addresses.
+    /// Blocks that this node's pods have addresses of.
     pub blocks: Vec<Block>,
+    /// Those among them that no new pod gets an address of.
+    #[serde(default)]
+    pub retiring: Vec<Block>,
     pub pod_cidrs: BTreeSet<Ipv4Net>,
+    /// What pods reach with their own address outside the overlay: what pools say, and the pods and addresses of nodes
+    /// that are not on Weft.
     pub non_masquerade: BTreeSet<Ipv4Net>,
     pub prefixes: BTreeMap<Ipv4Net, Prefix>,
     /// Underlay addresses of all other nodes.

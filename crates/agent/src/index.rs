@@ -14,7 +14,7 @@ use crate::desired::{Desired, Prefix};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use weft_model::{Block, Node, NodeName, NodeUid};
+use weft_model::{Block, Node, NodeName, NodeUid, Routing};
 
 /// The part of a PodPool that a node needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct Grant {
     /// UID of the Node the blocks were given to.
     pub node_uid: NodeUid,
     pub blocks: Vec<Block>,
+    /// Those among them that no new pod is to get an address of.
+    pub retiring: Vec<Block>,
 }
 
 /// Two nodes that claim the same addresses. The one that was there first keeps them.
@@ -140,9 +142,9 @@ impl Index {
         let mut build = Build::default();
 
         // Blocks given to an earlier node of this name are not ours.
-        let own_blocks = match &self.grant {
-            Some(grant) if grant.node_uid == node.uid => grant.blocks.clone(),
-            _ => Vec::new(),
+        let (own_blocks, retiring) = match &self.grant {
+            Some(grant) if grant.node_uid == node.uid => (grant.blocks.clone(), grant.retiring.clone()),
+            _ => Default::default(),
         };
         for own in &node.addresses {
             build.claim((*own).into(), Prefix::SelfNode, &self.name);
@@ -151,6 +153,7 @@ impl Index {
             build.claim(block.net(), Prefix::LocalBlock, &self.name);
         }
         let mut nodes = BTreeSet::new();
+        let mut non_masquerade = BTreeSet::new();
         for peer in self
             .slices
             .values()
@@ -160,16 +163,27 @@ impl Index {
             let Some(&underlay) = peer.addresses.first() else {
                 continue;
             };
-            nodes.extend(peer.addresses.iter().copied());
+            let (of_node, of_block) = match peer.routing {
+                Routing::Overlay => {
+                    nodes.extend(peer.addresses.iter().copied());
+                    (Prefix::RemoteNode { underlay }, Prefix::RemoteBlock { underlay })
+                }
+                // The node's own address too: its bridge may give it to what its pods send.
+                Routing::Native => (Prefix::Native, Prefix::Native),
+            };
             for address in &peer.addresses {
-                build.claim((*address).into(), Prefix::RemoteNode { underlay }, &peer.name);
+                build.claim((*address).into(), of_node, &peer.name);
             }
             for block in &peer.blocks {
-                build.claim(block.net(), Prefix::RemoteBlock { underlay }, &peer.name);
+                build.claim(block.net(), of_block, &peer.name);
             }
         }
+        let native = build
+            .prefixes
+            .iter()
+            .filter(|(_, prefix)| **prefix == Prefix::Native);
+        non_masquerade.extend(native.map(|(net, _)| *net));
         let mut pod_cidrs = BTreeSet::new();
-        let mut non_masquerade = BTreeSet::new();
         for pool in self.pools.values() {
             pod_cidrs.extend(pool.cidrs.iter().copied());
             non_masquerade.extend(pool.non_masquerade.iter().copied());
@@ -186,6 +200,7 @@ impl Index {
             addresses: node.addresses.clone(),
             max_pods: node.max_pods,
             blocks: own_blocks,
+            retiring,
             pod_cidrs,
             non_masquerade,
             prefixes: build.prefixes,

@@ -40,6 +40,7 @@ fn index() -> Index {
     index.set_grant(Some(Grant {
         node_uid: uid("u1"),
         blocks: vec![block("10.244.0.0/24")],
+        retiring: vec![],
     }));
     index.set_pool(
         "default",
@@ -93,6 +94,7 @@ fn two_nodes_and_a_pool_compile_to_one_value() {
                 addresses: vec![ip("10.224.0.4")],
                 max_pods: Some(250),
                 blocks: vec![block("10.244.0.0/24")],
+                retiring: vec![],
                 pod_cidrs: [net("10.244.0.0/16")].into(),
                 non_masquerade: [].into(),
                 prefixes: [
@@ -144,6 +146,40 @@ fn a_block_claimed_twice_stays_with_its_first_owner_and_is_reported() {
             "{claimed}"
         );
     }
+}
+
+#[test]
+fn a_retiring_block_is_this_nodes_still() {
+    let mut index = index();
+    index.set_grant(Some(Grant {
+        node_uid: uid("u1"),
+        blocks: vec![block("10.244.0.0/24"), block("10.244.7.0/24")],
+        retiring: vec![block("10.244.0.0/24")],
+    }));
+    let (desired, _) = index.desired().unwrap();
+    assert_eq!(desired.retiring, [block("10.244.0.0/24")]);
+    for own in ["10.244.0.0/24", "10.244.7.0/24"] {
+        assert_eq!(desired.prefixes.get(&net(own)), Some(&Prefix::LocalBlock));
+    }
+}
+
+#[test]
+fn a_node_that_is_not_on_weft_is_reached_without_tunnel_and_translation() {
+    let mut index = index();
+    let legacy = Node {
+        routing: Routing::Native,
+        ..peer("n3", "10.224.0.6", &["10.244.2.0/24"])
+    };
+    index.set_slice("s1", Some(vec![legacy]));
+    let (desired, conflicts) = index.desired().unwrap();
+    assert_eq!(conflicts, []);
+    let native = [net("10.224.0.6/32"), net("10.244.2.0/24")];
+    for net in native {
+        assert_eq!(desired.prefixes.get(&net), Some(&Prefix::Native));
+    }
+    assert_eq!(desired.non_masquerade, native.into());
+    // Only nodes of the overlay may send through the tunnel.
+    assert_eq!(desired.nodes, [ip("10.224.0.5")].into());
 }
 
 #[test]

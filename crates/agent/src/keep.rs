@@ -4,6 +4,7 @@
 use crate::configuration::{self, Configuration};
 use crate::node::{NodeNet, OVERLAY, Readiness};
 use crate::pods::Pods;
+use crate::probe::Probe;
 use crate::saved::Saved;
 use crate::watch::View;
 use crate::wiring::PodKernel;
@@ -13,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 use tokio::sync::watch;
 use weft_kernel::nft::NftMonitor;
-use weft_kernel::rtnl::{Change, Monitor, RTPROT_WEFT, Rtnl};
+use weft_kernel::rtnl::{Change, MAIN_TABLE, Monitor, RTPROT_WEFT, Rtnl};
 
 /// A pass without an occasion, for what no event told.
 const FULL_PASS: Duration = Duration::from_secs(30);
@@ -29,6 +30,8 @@ pub enum Wake {
     Wish,
     /// The rules changed: packets may be leaving under a pod's address.
     Rules,
+    /// A route changed that is not Weft's.
+    Routes,
     /// Something else changed.
     Kernel,
 }
@@ -42,7 +45,17 @@ pub struct Keeper<K> {
     pub readiness: watch::Sender<Readiness>,
     /// Kept from the first time on that the node serves; `None` where it is somebody else's business.
     pub configuration: Option<Configuration>,
-    pub configured: watch::Sender<configuration::State>,
+    pub probe: Probe,
+    pub findings: watch::Sender<Findings>,
+}
+
+/// What the keeper found beside the readiness of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Whether runtimes call Weft.
+    pub configuration: configuration::State,
+    /// A route of the node that overlaps the pod CIDRs, in words; `None` before the first look.
+    pub overlap: Option<Option<String>>,
 }
 
 /// Keeps until the channel of wakes closes.
@@ -54,7 +67,8 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
         mut saved,
         readiness,
         mut configuration,
-        configured,
+        probe,
+        findings,
     } = keeper;
     let mut pause = FULL_PASS;
     let mut failures = 0;
@@ -65,7 +79,7 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
             Err(RecvTimeoutError::Timeout) => vec![Wake::Kernel],
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        if occasions == [Wake::Kernel] {
+        if matches!(occasions[..], [Wake::Kernel | Wake::Routes]) {
             thread::sleep(SETTLE);
         }
         occasions.extend(wakes.try_iter());
@@ -74,6 +88,15 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
             if desired.is_some_and(|desired| net.restore_rules(&desired).is_ok()) {
                 continue;
             }
+        }
+        if let Some(desired) = &view.borrow().desired {
+            match net.overlapping_route(desired) {
+                Ok(overlap) => publish(&findings, |findings| findings.overlap = Some(overlap)),
+                Err(error) => tracing::warn!(%error, "cannot read the node's routes"),
+            }
+        }
+        if occasions.iter().all(|wake| *wake == Wake::Routes) && net.is_settled() {
+            continue;
         }
         // A plugin that met a busy agent leaves its DEL for later, too.
         if let Err(error) = pods.replay_intents() {
@@ -84,10 +107,14 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
             readiness.send_if_modified(|current| replace(current, Readiness::Waiting { why: waiting_for }));
             continue;
         };
-        let next = match net.reconcile(&desired) {
+        let reconciled = net.reconcile(&desired).and_then(|mtu| {
+            pods.set_blocks(&desired.blocks, &desired.retiring, desired.max_pods);
+            net.repaired("pod", pods.repair(mtu));
+            pods.probe(&probe, desired.address, mtu)?;
+            Ok(mtu)
+        });
+        let next = match reconciled {
             Ok(mtu) => {
-                pods.set_blocks(&desired.blocks, desired.max_pods);
-                net.repaired("pod", pods.repair(mtu));
                 if adopting {
                     net.forget_other_versions();
                     adopting = false;
@@ -112,14 +139,18 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
         readiness.send_if_modified(|current| replace(current, next));
         // Who finds the configuration calls at once.
         if let Some(configuration) = configuration.as_mut().filter(|_| serves) {
-            let state = configuration.keep();
-            configured.send_if_modified(|current| {
-                let news = current != state;
-                current.clone_from(state);
-                news
-            });
+            let state = configuration.keep().clone();
+            publish(&findings, |findings| findings.configuration = state);
         }
     }
+}
+
+fn publish(findings: &watch::Sender<Findings>, change: impl FnOnce(&mut Findings)) {
+    findings.send_if_modified(|current| {
+        let before = current.clone();
+        change(current);
+        *current != before
+    });
 }
 
 /// Starts the threads that tell when somebody changes links, routes or rules.
@@ -134,9 +165,14 @@ pub fn watch_kernel(waker: &Sender<Wake>) -> anyhow::Result<()> {
         loop {
             match links.wait() {
                 Ok(changes) => {
-                    if changes.iter().any(|change| concerns(change, &mut rtnl))
-                        && events.send(Wake::Kernel).is_err()
-                    {
+                    let wake = if changes.iter().any(|change| concerns(change, &mut rtnl)) {
+                        Wake::Kernel
+                    } else if changes.iter().any(is_foreign_route) {
+                        Wake::Routes
+                    } else {
+                        continue;
+                    };
+                    if events.send(wake).is_err() {
                         return;
                     }
                 }
@@ -178,6 +214,11 @@ fn concerns(change: &Change, rtnl: &mut Rtnl) -> bool {
         Change::RouteGone(route) => route.protocol == RTPROT_WEFT,
         Change::Address(_) | Change::Route(_) | Change::Neighbour(_) => false,
     }
+}
+
+fn is_foreign_route(change: &Change) -> bool {
+    matches!(change, Change::Route(route) | Change::RouteGone(route)
+        if route.protocol != RTPROT_WEFT && route.table == MAIN_TABLE && route.dst.addr().is_ipv4())
 }
 
 fn replace(current: &mut Readiness, next: Readiness) -> bool {

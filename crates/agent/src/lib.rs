@@ -18,6 +18,7 @@ mod metrics;
 mod node;
 mod originals;
 mod pods;
+mod probe;
 mod report;
 mod saved;
 mod serve;
@@ -25,11 +26,12 @@ mod watch;
 mod wiring;
 
 use crate::configuration::Configuration;
-use crate::keep::{Keeper, Wake};
+use crate::keep::{Findings, Keeper, Wake};
 use crate::metrics::{Metrics, Totals};
 use crate::node::{NodeNet, Readiness, Settings};
 use crate::originals::Originals;
 use crate::pods::Pods;
+use crate::probe::Probe;
 use crate::saved::Saved;
 use crate::wiring::{PodKernel, Wiring};
 use anyhow::Context;
@@ -199,7 +201,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         desired: saved.last().cloned().map(Arc::new),
         waiting_for: "the first answer of the Kubernetes API".into(),
     });
-    let (configured, configuration) = channel::channel(configuration::State::default());
+    let (findings, found) = channel::channel(Findings::default());
     let keeper = Keeper {
         net,
         pods: Arc::clone(&pods),
@@ -207,7 +209,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         saved,
         readiness: ready,
         configuration: Configuration::of(&args),
-        configured,
+        probe: Probe::new().context("make a namespace for the probe")?,
+        findings,
     };
     let reported = views.clone();
     let keeping = vital("keep");
@@ -230,7 +233,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Arc::clone(&metrics),
         reported,
         readiness.clone(),
-        configuration,
+        found,
     ));
     serve_metrics(args.metrics_address, metrics, readiness).await;
 

@@ -4,14 +4,16 @@ use crate::desired::{Desired, Prefix};
 use crate::metrics::Metrics;
 use crate::originals::Originals;
 use crate::wiring::{loose, without_ipv6};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_abi::VXLAN_OVERHEAD;
 use weft_kernel::bpf::{Attachment, Datapath, NodeConfig, PrefixTarget, Program};
 use weft_kernel::nft::{Applied, Nft, Ruleset, WeftNft, weft_table};
-use weft_kernel::rtnl::{Address, Link, Route, RouteFilter, RouteKey, RouteKind, Rtnl, VxlanSpec};
+use weft_kernel::rtnl::{
+    Address, Link, MAIN_TABLE, RTPROT_WEFT, Route, RouteFilter, RouteKey, RouteKind, Rtnl, VxlanSpec,
+};
 use weft_kernel::sysctl::Key;
 use weft_kernel::target::{Outcome, reconcile};
 use weft_model::{Mac, UserError, codes};
@@ -331,7 +333,33 @@ impl NodeNet {
         Ok(())
     }
 
-    /// One route for each pod CIDR into the overlay, and an answer for addresses of this node's blocks that no pod
+    /// The route of the node that is not Weft's and shares addresses with the pod CIDRs, in words that name both.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn overlapping_route(&mut self, desired: &Desired) -> Result<Option<String>, weft_kernel::Error> {
+        let routes = self.rtnl.routes(RouteFilter {
+            table: Some(MAIN_TABLE),
+            ..RouteFilter::default()
+        })?;
+        let Some((route, cidr)) = routes
+            .iter()
+            .find_map(|route| Some((route, overlapped(route, desired)?)))
+        else {
+            return Ok(None);
+        };
+        let link = match route.oif {
+            Some(index) => self.rtnl.link(index)?.map(|link| format!(" dev {}", link.name)),
+            None => None,
+        };
+        Ok(Some(format!(
+            "route {}{} of the node overlaps pod CIDR {cidr}",
+            route.dst,
+            link.unwrap_or_default()
+        )))
+    }
+
+    /// Routes for the pod CIDRs into the overlay, but for what is reached by the node's own routes, and an answer for addresses of this node's blocks that no pod
     /// has: their packets must not go round through the overlay.
     fn routes(
         &mut self,
@@ -342,7 +370,8 @@ impl NodeNet {
         let mut wanted: BTreeSet<Route> = desired
             .pod_cidrs
             .iter()
-            .map(|cidr| Route::link(*cidr, overlay).with_src(desired.address))
+            .flat_map(|cidr| without(*cidr, &desired.non_masquerade))
+            .map(|net| Route::link(net, overlay).with_src(desired.address))
             .collect();
         // A block that is the whole CIDR has the pods' own /32 routes and this one; the overlay has nothing to do.
         for block in &desired.blocks {
@@ -436,6 +465,40 @@ pub fn changes<K>(outcome: Outcome<K>) -> Result<usize, weft_kernel::Error> {
     }
 }
 
+/// What is left of `net` without `holes`, in as few pieces as there can be.
+fn without(net: Ipv4Net, holes: &BTreeSet<Ipv4Net>) -> Vec<Ipv4Net> {
+    if holes.iter().any(|hole| hole.contains(&net)) {
+        return Vec::new();
+    }
+    let inside: BTreeSet<Ipv4Net> = holes.iter().copied().filter(|hole| net.contains(hole)).collect();
+    if inside.is_empty() {
+        return vec![net];
+    }
+    // A hole is inside, so that the net is not a single address and has two halves.
+    net.subnets(net.prefix_len() + 1)
+        .into_iter()
+        .flatten()
+        .flat_map(|half| without(half, &inside))
+        .collect()
+}
+
+/// The pod CIDR that a route of somebody else's shares addresses with. Default routes share them with everything, and
+/// what is reached natively has routes of its own.
+fn overlapped(route: &Route, desired: &Desired) -> Option<Ipv4Net> {
+    let IpNet::V4(dst) = route.dst else {
+        return None;
+    };
+    let native = || desired.non_masquerade.iter().any(|native| native.contains(&dst));
+    if route.protocol == RTPROT_WEFT || dst.prefix_len() == 0 || native() {
+        return None;
+    }
+    desired
+        .pod_cidrs
+        .iter()
+        .copied()
+        .find(|cidr| cidr.contains(&dst) || dst.contains(cidr))
+}
+
 fn target(prefix: Prefix) -> PrefixTarget {
     match prefix {
         Prefix::LocalBlock => PrefixTarget::LocalBlock,
@@ -467,4 +530,25 @@ pub fn is_overlay(link: &Link) -> bool {
 /// The same on every node, so that what one sends is for the other.
 fn overlay_mac() -> Mac {
     Mac(weft_abi::OVERLAY_MAC.octets())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_reached_natively_is_left_out_of_the_overlays_routes() {
+        let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
+        let left =
+            |cidr: &str, holes: &[&str]| without(net(cidr), &holes.iter().map(|hole| net(hole)).collect());
+        assert_eq!(left("10.244.0.0/16", &["10.0.0.0/16"]), [net("10.244.0.0/16")]);
+        assert_eq!(left("10.244.0.0/16", &["10.244.0.0/15"]), []);
+        assert_eq!(
+            left(
+                "10.244.0.0/22",
+                &["10.244.1.0/24", "10.244.1.0/26", "10.0.0.1/32"]
+            ),
+            [net("10.244.0.0/24"), net("10.244.2.0/23")]
+        );
+    }
 }

@@ -1,6 +1,7 @@
 //! Writes what the node has to say about itself: the status of its NodeNetwork.
 
 use crate::configuration;
+use crate::keep::Findings;
 use crate::metrics::Metrics;
 use crate::node::Readiness;
 use crate::pods::Pods;
@@ -16,8 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use weft_api::{AddressCounts, NodeNetwork, NodeNetworkStatus, Transport};
-use weft_ipam::ledger::Stats;
+use weft_api::{AddressCounts, BlockUse, NodeNetwork, NodeNetworkStatus, Transport};
+use weft_ipam::ledger::{BlockStats, Stats};
 use weft_model::NodeName;
 
 /// Writes that are not urgent are this far apart, so that a node which starts 250 pods does not write 250 times.
@@ -31,6 +32,7 @@ const REFRESH: Duration = Duration::from_secs(30);
 struct Report {
     wanted: u32,
     addresses: AddressCounts,
+    blocks: Vec<BlockUse>,
     mtu: Option<u32>,
     conditions: Vec<Said>,
 }
@@ -56,7 +58,7 @@ pub async fn run<K: PodKernel>(
     metrics: Arc<Metrics>,
     view: watch::Receiver<View>,
     mut readiness: watch::Receiver<Readiness>,
-    mut configuration: watch::Receiver<configuration::State>,
+    mut findings: watch::Receiver<Findings>,
 ) {
     let api: Api<NodeNetwork> = Api::all(client);
     let mut written: Option<Report> = None;
@@ -65,7 +67,10 @@ pub async fn run<K: PodKernel>(
     loop {
         let mut wake = Instant::now() + REFRESH;
         let ready = readiness.borrow_and_update().clone();
-        let configured = configuration.borrow_and_update().clone();
+        let Findings {
+            configuration,
+            overlap,
+        } = findings.borrow_and_update().clone();
         let reader = Arc::clone(&pods);
         if let Ok(Ok(stats)) = tokio::task::spawn_blocking(move || reader.ledger().stats()).await {
             publish(&metrics, &stats);
@@ -77,16 +82,30 @@ pub async fn run<K: PodKernel>(
             let report = Report {
                 wanted: stats.wanted_blocks(max_pods),
                 addresses: counts(&stats),
+                blocks: stats.blocks.iter().map(block_use).collect(),
                 mtu: match ready {
                     Readiness::Ready { mtu } => Some(mtu),
                     Readiness::Waiting { .. } | Readiness::Broken { .. } => None,
                 },
-                conditions: [Some(readiness_said(ready)), configuration_said(configured)]
-                    .into_iter()
-                    .flatten()
-                    .collect(),
+                conditions: [
+                    Some(readiness_said(ready)),
+                    overlap.map(routes_said),
+                    configuration_said(configuration),
+                ]
+                .into_iter()
+                .flatten()
+                .collect(),
             };
-            let urgent = |report: &Report| (report.wanted, report.mtu, report.conditions.clone());
+            // Which blocks retire is awaited too.
+            let urgent = |report: &Report| {
+                let retiring = report.blocks.iter().map(|block| block.retiring);
+                (
+                    report.wanted,
+                    report.mtu,
+                    retiring.collect::<Vec<_>>(),
+                    report.conditions.clone(),
+                )
+            };
             let news = written.as_ref().map(|before| urgent(before) != urgent(&report));
             since.note(&report.conditions);
             if written.as_ref() == Some(&report) {
@@ -109,7 +128,7 @@ pub async fn run<K: PodKernel>(
             () = pods.changed() => {}
             () = tokio::time::sleep_until(wake) => {}
             changed = readiness.changed() => if changed.is_err() { return },
-            changed = configuration.changed() => if changed.is_err() { return },
+            changed = findings.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -131,7 +150,7 @@ async fn write(
     let status = NodeNetworkStatus {
         wanted_blocks: Some(report.wanted),
         addresses: Some(report.addresses),
-        blocks: Vec::new(),
+        blocks: report.blocks.clone(),
         transport: Some(Transport::Device),
         mtu: report.mtu,
         conditions: conditions.collect(),
@@ -157,6 +176,23 @@ fn readiness_said(readiness: Readiness) -> Said {
     };
     Said {
         type_: "Ready",
+        status,
+        reason,
+        message,
+    }
+}
+
+fn routes_said(overlap: Option<String>) -> Said {
+    let (status, reason, message) = match overlap {
+        None => (
+            "True",
+            "Clear",
+            "no route of the node overlaps the pod CIDRs".to_owned(),
+        ),
+        Some(overlap) => ("False", "Overlap", overlap),
+    };
+    Said {
+        type_: "RoutesClear",
         status,
         reason,
         message,
@@ -205,11 +241,22 @@ impl Since {
     }
 }
 
+/// Retiring blocks too: their addresses are pods' still.
 fn counts(stats: &Stats) -> AddressCounts {
+    let sum = |count: fn(&BlockStats) -> u32| stats.blocks.iter().map(count).sum();
     AddressCounts {
-        capacity: stats.capacity(),
-        used: stats.used(),
-        cooling: stats.cooling(),
+        capacity: sum(|block| block.block.size().addresses()),
+        used: sum(|block| block.reserved + block.active),
+        cooling: sum(|block| block.cooling),
+    }
+}
+
+fn block_use(stats: &BlockStats) -> BlockUse {
+    BlockUse {
+        cidr: stats.block.to_string(),
+        used: stats.reserved + stats.active,
+        cooling: stats.cooling,
+        retiring: stats.retiring,
     }
 }
 

@@ -75,6 +75,7 @@ mod tests {
             addresses: vec!["10.224.0.4".parse().unwrap()],
             max_pods: Some(250),
             blocks: vec!["10.244.0.0/24".parse().unwrap()],
+            retiring: vec![],
             pod_cidrs: ["10.244.0.0/16".parse().unwrap()].into(),
             non_masquerade: [].into(),
             prefixes: [

@@ -256,9 +256,16 @@ fn own_node(name: &str, node: &KubeNode) -> Option<OwnNode> {
 
 fn grant(name: &str, network: &NodeNetwork) -> Option<Grant> {
     let read = network.spec.uid().and_then(|node_uid| {
+        let blocks = network.spec.model_blocks()?;
+        let retiring = blocks
+            .iter()
+            .zip(&network.spec.blocks)
+            .filter_map(|(block, said)| said.retiring.then_some(*block))
+            .collect();
         Ok(Grant {
             node_uid,
-            blocks: network.spec.model_blocks()?,
+            blocks,
+            retiring,
         })
     });
     read.inspect_err(|error| tracing::error!(name, %error, "ignoring an invalid NodeNetwork"))

@@ -534,7 +534,7 @@ pub fn host_name(key: &AttachmentKey) -> String {
     format!("{HOST_PREFIX}{hex}")
 }
 
-fn key_of_alias(alias: &str) -> Option<AttachmentKey> {
+pub fn key_of_alias(alias: &str) -> Option<AttachmentKey> {
     alias.strip_prefix(ALIAS_PREFIX)?.parse().ok()
 }
 
@@ -587,3 +587,7 @@ mod tests {
 #[cfg(test)]
 #[path = "wiring_tests.rs"]
 mod in_namespaces;
+
+#[cfg(test)]
+#[path = "node_tests.rs"]
+mod whole_node;

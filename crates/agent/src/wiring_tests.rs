@@ -19,10 +19,14 @@ const MTU: u32 = 1450;
 struct Bpffs(TempDir);
 
 /// A node whose network is in order.
-struct Node {
-    net: NodeNet,
-    wiring: Wiring,
-    desired: Desired,
+pub(super) struct Node {
+    pub(super) net: NodeNet,
+    pub(super) wiring: Wiring,
+    pub(super) desired: Desired,
+    pub(super) pins: PathBuf,
+    pub(super) state: PathBuf,
+    /// Whether the node's namespace forwarded packets before the agent came.
+    pub(super) forwarded_before: String,
 }
 
 impl Bpffs {
@@ -44,7 +48,7 @@ impl Drop for Bpffs {
 }
 
 /// Runs `test` on a thread in a node's namespace that has an uplink with the node's address.
-fn on_a_node(test: impl FnOnce(Node) + Send) {
+pub(super) fn on_a_node(test: impl FnOnce(Node) + Send) {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: making network namespaces and loading eBPF programs needs root");
         return;
@@ -76,8 +80,10 @@ fn on_a_node(test: impl FnOnce(Node) + Send) {
         let settings = Settings {
             uplink: None,
             vxlan_port: 8472,
-            originals: Originals::of(state.path()),
+            originals: Originals::of(&state.path().join("weft")),
         };
+        let forward = Key::new("net/ipv4/ip_forward").unwrap();
+        let forwarded_before = sysctl::read_current(&forward).unwrap();
         let mut net = NodeNet::new(settings, Arc::clone(&datapath), metrics).unwrap();
         let desired = desired();
         assert_eq!(net.reconcile(&desired).unwrap(), MTU);
@@ -85,18 +91,22 @@ fn on_a_node(test: impl FnOnce(Node) + Send) {
             net,
             wiring: Wiring::new(datapath),
             desired,
+            pins: bpffs.pins(),
+            state: state.path().join("weft"),
+            forwarded_before,
         });
     })
     .unwrap();
 }
 
-fn desired() -> Desired {
+pub(super) fn desired() -> Desired {
     let underlay = Ipv4Addr::new(10, 224, 0, 5);
     Desired {
         address: NODE,
         addresses: vec![NODE],
         max_pods: None,
         blocks: vec!["10.244.0.0/24".parse().unwrap()],
+        retiring: vec![],
         pod_cidrs: ["10.244.0.0/16".parse().unwrap()].into(),
         non_masquerade: [].into(),
         prefixes: [
@@ -111,7 +121,7 @@ fn desired() -> Desired {
     }
 }
 
-fn pod(last: u8) -> (Attachment, NetNs) {
+pub(super) fn pod(last: u8) -> (Attachment, NetNs) {
     let key = AttachmentKey::new(format!("{last:064x}"), "eth0").unwrap();
     (
         Attachment {

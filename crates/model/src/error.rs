@@ -324,6 +324,8 @@ catalogue! {
         "`weft node cleanup` takes away what the agent would put back at once. Stop the agent first: remove the DaemonSet, or keep it off this node.";
     PODS_ON_WEFT = 1509, "pods of the node are on Weft still",
         "`weft node cleanup` takes interfaces and addresses of pods away, which cuts those pods off. Drain the node first, or say --force.";
+    PROBE_FAILED = 1510, "datapath does not pass the probe",
+        "The agent makes an interface as a pod's and sends a packet to it and back, before it serves pods and from time to time. That failed: pods would not reach their node either. The message says which step; a firewall on the node that drops its own traffic to pods is one cause.";
 
     // 16xx: Kubernetes API
     API_UNREACHABLE = 1601, "Kubernetes API unreachable",

@@ -9,10 +9,12 @@ mod words;
 
 use self::wait::{Busy, Granted};
 use crate::node::Readiness;
+use crate::probe::Probe;
 use crate::serve::Handler;
 use crate::wiring::{Attachment, Difference, GATEWAY, PodKernel, host_name};
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -42,8 +44,8 @@ pub struct Pods<K> {
     changed: Notify,
     /// Pods the node may run; `u32::MAX` where nothing limits them.
     max_pods: AtomicU32,
-    /// Blocks that leave the node as soon as their last address is free.
-    retiring: Mutex<Vec<Block>>,
+    /// Blocks that are not the node's any more, and go as soon as their last address is free.
+    lingering: Mutex<Vec<Block>>,
     /// ADD and DEL share it; GC excludes them (CNI specification 1.1, section "GC"), and so does repair.
     exclusive: RwLock<()>,
     busy: Busy,
@@ -83,7 +85,7 @@ impl<K: PodKernel> Pods<K> {
             granted: Granted::default(),
             changed: Notify::new(),
             max_pods: AtomicU32::new(u32::MAX),
-            retiring: Mutex::default(),
+            lingering: Mutex::default(),
             exclusive: RwLock::default(),
             busy: Busy::default(),
         }
@@ -99,15 +101,20 @@ impl<K: PodKernel> Pods<K> {
     }
 
     /// Gives the ledger the blocks of this node, and word of new ones to ADDs that wait.
-    pub fn set_blocks(&self, blocks: &[Block], max_pods: Option<u32>) {
+    pub fn set_blocks(&self, blocks: &[Block], retiring: &[Block], max_pods: Option<u32>) {
         self.max_pods
             .store(max_pods.unwrap_or(u32::MAX), Ordering::Relaxed);
-        match self.ledger.set_blocks(blocks.to_vec()) {
+        let serving = blocks
+            .iter()
+            .copied()
+            .filter(|block| !retiring.contains(block))
+            .collect();
+        match self.ledger.set_blocks(serving, retiring.to_vec()) {
             Ok(change) => {
-                let mut retiring = self.retiring.lock().unwrap_or_else(PoisonError::into_inner);
-                if *retiring != change.retiring {
-                    tracing::warn!(blocks = ?change.retiring, "blocks that have to leave still have addresses in use");
-                    *retiring = change.retiring;
+                let mut lingering = self.lingering.lock().unwrap_or_else(PoisonError::into_inner);
+                if *lingering != change.lingering {
+                    tracing::warn!(blocks = ?change.lingering, "blocks that left the node still have addresses in use");
+                    *lingering = change.lingering;
                 }
                 if !change.added.is_empty() {
                     tracing::info!(blocks = ?change.added, "the node got blocks");
@@ -138,6 +145,14 @@ impl<K: PodKernel> Pods<K> {
             tracing::error!(%error, "cannot put the kernel's side of the pods right");
             0
         })
+    }
+
+    /// Has a packet go to a pod's interface and back.
+    ///
+    /// # Errors
+    /// As for [`Probe::run`].
+    pub fn probe(&self, probe: &Probe, node: Ipv4Addr, mtu: u32) -> Result<(), UserError> {
+        probe.run(&self.kernel, node, mtu)
     }
 
     /// Carries out what was deleted while no agent listened. Must be done before the first ADD: a container may come

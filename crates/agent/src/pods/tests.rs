@@ -87,7 +87,7 @@ struct Bed {
 impl Bed {
     fn new(block: &str) -> Self {
         let bed = Self::without_blocks();
-        bed.pods.set_blocks(&[block.parse().unwrap()], None);
+        bed.pods.set_blocks(&[block.parse().unwrap()], &[], None);
         bed
     }
 
@@ -279,9 +279,11 @@ fn a_full_node_at_its_limit_of_pods_is_as_ready_as_any() {
     for id in ["a", "b", "c", "d"] {
         bed.address(id);
     }
-    bed.pods.set_blocks(&["10.244.0.0/30".parse().unwrap()], Some(4));
+    bed.pods
+        .set_blocks(&["10.244.0.0/30".parse().unwrap()], &[], Some(4));
     assert_eq!(bed.call(Command::Status, Duration::ZERO), Reply::Done);
-    bed.pods.set_blocks(&["10.244.0.0/30".parse().unwrap()], Some(5));
+    bed.pods
+        .set_blocks(&["10.244.0.0/30".parse().unwrap()], &[], Some(5));
     assert_eq!(
         code_and_words(bed.call(Command::Status, Duration::ZERO)).0,
         code::NOT_AVAILABLE
@@ -296,7 +298,7 @@ fn an_add_that_finds_no_address_goes_on_when_a_block_comes() {
         // Granted once the ADD has told that it wants one.
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(pods.changed());
-        pods.set_blocks(&["10.244.7.0/30".parse().unwrap()], None);
+        pods.set_blocks(&["10.244.7.0/30".parse().unwrap()], &[], None);
     });
     let reply = bed.call(add("a"), Duration::from_secs(60));
     granting.join().unwrap();

@@ -290,7 +290,7 @@ fn step(disk: &Disk, clock: &Arc<TestClock>, ledger: &mut Option<Ledger>, model:
         }
         Op::Blocks(which) => {
             let wanted: Vec<Block> = which.iter().map(|index| block(BLOCKS[*index])).collect();
-            let change = current.set_blocks(wanted.clone()).unwrap();
+            let change = current.set_blocks(wanted.clone(), vec![]).unwrap();
             for gone in change.removed {
                 let used = |at: &Ipv4Addr| gone.contains(*at);
                 assert!(!model.owned.values().any(|(at, _)| used(at)));
@@ -383,7 +383,7 @@ proptest! {
         let disk = Disk::formatted();
         let clock = TestClock::new("boot-1");
         let (ledger, _) = disk.open(&clock).unwrap();
-        ledger.set_blocks(vec![block("10.244.0.0/26")]).unwrap();
+        ledger.set_blocks(vec![block("10.244.0.0/26")], vec![]).unwrap();
         for number in 0..40 {
             ledger.reserve(key(number), Details::default()).unwrap();
             ledger.activate(&key(number)).unwrap();
@@ -415,7 +415,7 @@ fn a_disk_that_fails_costs_the_step_and_not_the_ledger() {
     let disk = Disk::formatted();
     let clock = TestClock::new("boot-1");
     let (ledger, _) = disk.open(&clock).unwrap();
-    ledger.set_blocks(vec![block("10.244.0.0/29")]).unwrap();
+    ledger.set_blocks(vec![block("10.244.0.0/29")], vec![]).unwrap();
     ledger.reserve(key(0), Details::default()).unwrap();
     ledger.activate(&key(0)).unwrap();
 
@@ -448,7 +448,7 @@ fn callers_that_wait_share_a_commit() {
     let disk = Disk::formatted();
     let clock = TestClock::new("boot-1");
     let (ledger, _) = disk.open(&clock).unwrap();
-    ledger.set_blocks(vec![block("10.244.0.0/24")]).unwrap();
+    ledger.set_blocks(vec![block("10.244.0.0/24")], vec![]).unwrap();
     let before = disk.0.syncs.load(Ordering::SeqCst);
     *disk.0.gate.lock().unwrap() = true;
     let calling = AtomicUsize::new(0);
@@ -496,7 +496,7 @@ fn a_record_that_can_not_be_read_costs_its_address_and_no_other() {
     let disk = Disk::formatted();
     let clock = TestClock::new("boot-1");
     let (ledger, _) = disk.open(&clock).unwrap();
-    ledger.set_blocks(vec![block("10.244.0.0/30")]).unwrap();
+    ledger.set_blocks(vec![block("10.244.0.0/30")], vec![]).unwrap();
     ledger.reserve(key(0), Details::default()).unwrap();
     ledger.activate(&key(0)).unwrap();
     drop(ledger);
@@ -518,7 +518,7 @@ fn an_attachment_with_two_addresses_has_both_quarantined_and_the_rest_is_served(
     let disk = Disk::formatted();
     let clock = TestClock::new("boot-1");
     let (ledger, _) = disk.open(&clock).unwrap();
-    ledger.set_blocks(vec![block("10.244.0.0/30")]).unwrap();
+    ledger.set_blocks(vec![block("10.244.0.0/30")], vec![]).unwrap();
     ledger.reserve(key(0), Details::default()).unwrap();
     ledger.activate(&key(0)).unwrap();
     let entry = ledger.get(&key(0)).unwrap().unwrap().1;

@@ -65,13 +65,13 @@ pub struct Recovery {
 /// What [`Ledger::set_blocks`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockChange {
-    /// Blocks the node did not hold before.
+    /// Blocks that did not serve new pods before.
     pub added: Vec<Block>,
     /// Blocks that left, nothing of them being in use.
     pub removed: Vec<Block>,
-    /// Blocks that should leave but have addresses in use, cooling or
-    /// quarantined. No new pod gets an address of them.
-    pub retiring: Vec<Block>,
+    /// Blocks that are not the node's any more but have addresses in use,
+    /// cooling or quarantined. No new pod gets an address of them.
+    pub lingering: Vec<Block>,
 }
 
 /// The addresses of all blocks, counted.
@@ -86,7 +86,7 @@ pub struct Stats {
 pub struct BlockStats {
     /// The block.
     pub block: Block,
-    /// Whether it is about to leave the node.
+    /// Whether it is about to leave the node and serves no new pods.
     pub retiring: bool,
     /// Never given out, or released at least [`COOLING`] ago.
     pub free: u32,
@@ -134,17 +134,19 @@ impl Ledger {
         Ok((Self { writer }, recovery))
     }
 
-    /// Sets the blocks the node holds. They are remembered, so that a node can
-    /// start without the API server.
+    /// Sets the blocks the node holds: those that serve new pods, and those
+    /// that retire, whose pods live on while nobody gets an address of them any
+    /// more. They are remembered, so that a node can start without the API
+    /// server.
     ///
     /// A block that is missing leaves at once if none of its addresses is in
-    /// use or cooling; otherwise it retires: it serves no new pods, and leaves
-    /// with a later call.
+    /// use or cooling; otherwise it retires too, and leaves with a later call.
     ///
     /// # Errors
     /// [`LedgerError::OverlappingBlocks`], and failures to write.
-    pub fn set_blocks(&self, blocks: Vec<Block>) -> Result<BlockChange, LedgerError> {
-        self.writer.call(move |state, now| state.set_blocks(&blocks, now))
+    pub fn set_blocks(&self, serving: Vec<Block>, retiring: Vec<Block>) -> Result<BlockChange, LedgerError> {
+        self.writer
+            .call(move |state, now| state.set_blocks(&serving, &retiring, now))
     }
 
     /// The blocks that serve new pods, in the order they were granted.

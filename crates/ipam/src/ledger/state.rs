@@ -32,8 +32,8 @@ pub(super) struct Changes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct HeldBlock {
     pub(super) block: Block,
-    /// Not the node's any more, but pods still have addresses of it: no new
-    /// ones come from it.
+    /// About to leave the node, or not the node's any more while pods still
+    /// have addresses of it: no new ones come from it.
     pub(super) retiring: bool,
 }
 
@@ -154,7 +154,13 @@ impl State {
         &self.blocks
     }
 
-    pub(super) fn set_blocks(&mut self, wanted: &[Block], now: &Now) -> Result<BlockChange, LedgerError> {
+    pub(super) fn set_blocks(
+        &mut self,
+        serving: &[Block],
+        retiring: &[Block],
+        now: &Now,
+    ) -> Result<BlockChange, LedgerError> {
+        let wanted = [serving, retiring].concat();
         if let Some(overlap) = first_overlap(wanted.iter().map(|block| (*block, block.net()))) {
             return Err(LedgerError::OverlappingBlocks {
                 first: overlap.first.0,
@@ -178,19 +184,20 @@ impl State {
                         second: *second,
                     });
                 }
-                change.retiring.push(held.block);
+                change.lingering.push(held.block);
             }
         }
-        for &block in wanted {
-            if !self.blocks.iter().any(|held| held.block == block) {
-                change.added.push(block);
-            }
-            blocks.push(HeldBlock {
+        for &block in serving {
+            let held = HeldBlock {
                 block,
                 retiring: false,
-            });
+            };
+            if !self.blocks.contains(&held) {
+                change.added.push(block);
+            }
+            blocks.push(held);
         }
-        blocks.extend(change.retiring.iter().map(|&block| HeldBlock {
+        blocks.extend(retiring.iter().chain(&change.lingering).map(|&block| HeldBlock {
             block,
             retiring: true,
         }));

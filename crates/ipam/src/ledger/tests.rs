@@ -58,7 +58,7 @@ impl Fixture {
 
     fn with_block(&self, cidr: &str) -> Ledger {
         let ledger = self.open().0;
-        ledger.set_blocks(vec![block(cidr)]).unwrap();
+        ledger.set_blocks(vec![block(cidr)], vec![]).unwrap();
         ledger
     }
 
@@ -297,7 +297,7 @@ fn blocks_are_remembered_and_used_in_the_order_they_came() {
         Err(LedgerError::NoBlock)
     ));
     let blocks = vec![block("10.244.9.0/30"), block("10.244.0.0/30")];
-    let change = ledger.set_blocks(blocks.clone()).unwrap();
+    let change = ledger.set_blocks(blocks.clone(), vec![]).unwrap();
     assert_eq!(change.added, blocks);
     drop(ledger);
     let ledger = fixture.open().0;
@@ -306,7 +306,7 @@ fn blocks_are_remembered_and_used_in_the_order_they_came() {
         assert!(block("10.244.9.0/30").contains(add(&ledger, number)));
     }
     assert_eq!(add(&ledger, 4), address(0));
-    assert_eq!(ledger.set_blocks(blocks).unwrap(), BlockChange::default());
+    assert_eq!(ledger.set_blocks(blocks, vec![]).unwrap(), BlockChange::default());
 }
 
 #[test]
@@ -318,17 +318,17 @@ fn a_block_leaves_only_when_nothing_of_it_is_in_use_or_cooling() {
     let change = BlockChange {
         added: vec![new],
         removed: vec![],
-        retiring: vec![old],
+        lingering: vec![old],
     };
-    assert_eq!(ledger.set_blocks(vec![new]).unwrap(), change);
+    assert_eq!(ledger.set_blocks(vec![new], vec![]).unwrap(), change);
     assert_eq!(ledger.blocks().unwrap(), [new]);
     assert!(new.contains(add(&ledger, 1)));
     let still = BlockChange {
-        retiring: vec![old],
+        lingering: vec![old],
         ..BlockChange::default()
     };
     ledger.release(&key(0)).unwrap();
-    assert_eq!(ledger.set_blocks(vec![new]).unwrap(), still);
+    assert_eq!(ledger.set_blocks(vec![new], vec![]).unwrap(), still);
     drop(ledger);
     let ledger = fixture.open().0;
     assert_eq!(ledger.stats().unwrap().blocks.len(), 2);
@@ -337,8 +337,43 @@ fn a_block_leaves_only_when_nothing_of_it_is_in_use_or_cooling() {
         removed: vec![old],
         ..BlockChange::default()
     };
-    assert_eq!(ledger.set_blocks(vec![new]).unwrap(), gone);
+    assert_eq!(ledger.set_blocks(vec![new], vec![]).unwrap(), gone);
     assert_eq!(ledger.list().unwrap().len(), 1);
+}
+
+#[test]
+fn a_retiring_block_serves_its_pods_and_no_new_ones_and_is_not_counted_as_room() {
+    let fixture = Fixture::new();
+    let (old, new) = (block("10.244.0.0/30"), block("10.244.1.0/30"));
+    let ledger = fixture.with_block("10.244.0.0/30");
+    add(&ledger, 0);
+    let change = ledger.set_blocks(vec![], vec![old]).unwrap();
+    assert_eq!(change, BlockChange::default());
+    assert!(matches!(
+        ledger.reserve(key(1), details()),
+        Err(LedgerError::NoBlock)
+    ));
+    let stats = ledger.stats().unwrap();
+    assert_eq!((stats.capacity(), stats.wanted_blocks(None)), (0, 1));
+    assert_eq!((stats.blocks[0].retiring, stats.blocks[0].active), (true, 1));
+
+    ledger.set_blocks(vec![new], vec![old]).unwrap();
+    assert!(new.contains(add(&ledger, 1)));
+    drop(ledger);
+    let ledger = fixture.open().0;
+    assert!(new.contains(add(&ledger, 2)));
+
+    // Granted on, its address rests and then serves again, and the block is still the node's when it is empty.
+    ledger.release(&key(0)).unwrap();
+    fixture.clock.advance(COOLING);
+    ledger.set_blocks(vec![new], vec![old]).unwrap();
+    assert_eq!(ledger.stats().unwrap().blocks.len(), 2);
+    let change = ledger.set_blocks(vec![new, old], vec![]).unwrap();
+    assert_eq!(change.added, [old]);
+    for number in 3..8 {
+        add(&ledger, number);
+    }
+    assert_eq!(ledger.stats().unwrap().used(), 7);
 }
 
 #[test]
@@ -348,12 +383,12 @@ fn a_block_that_comes_back_keeps_what_is_known_of_its_addresses() {
     add(&ledger, 0);
     add(&ledger, 1);
     ledger.release(&key(1)).unwrap();
-    ledger.set_blocks(vec![]).unwrap();
+    ledger.set_blocks(vec![], vec![]).unwrap();
     assert!(matches!(
         ledger.reserve(key(2), details()),
         Err(LedgerError::NoBlock)
     ));
-    ledger.set_blocks(vec![block("10.244.0.0/30")]).unwrap();
+    ledger.set_blocks(vec![block("10.244.0.0/30")], vec![]).unwrap();
     assert_eq!(add(&ledger, 2), address(2));
     assert_eq!(add(&ledger, 3), address(3));
     assert!(ledger.reserve(key(4), details()).is_err());
@@ -364,15 +399,17 @@ fn blocks_that_share_addresses_are_refused() {
     let fixture = Fixture::new();
     let ledger = fixture.open().0;
     let error = ledger
-        .set_blocks(vec![block("10.244.0.0/24"), block("10.244.0.64/26")])
+        .set_blocks(vec![block("10.244.0.0/24"), block("10.244.0.64/26")], vec![])
         .unwrap_err();
     assert_eq!(
         error.to_string(),
         "blocks 10.244.0.0/24 and 10.244.0.64/26 share addresses"
     );
-    ledger.set_blocks(vec![block("10.244.0.0/28")]).unwrap();
+    ledger.set_blocks(vec![block("10.244.0.0/28")], vec![]).unwrap();
     add(&ledger, 0);
-    let error = ledger.set_blocks(vec![block("10.244.0.0/27")]).unwrap_err();
+    let error = ledger
+        .set_blocks(vec![block("10.244.0.0/27")], vec![])
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "blocks 10.244.0.0/28 and 10.244.0.0/27 share addresses"
@@ -437,7 +474,7 @@ fn the_next_block_is_asked_for_before_the_last_is_full() {
     let wanted = |max_pods| ledger.stats().unwrap().wanted_blocks(max_pods);
     assert_eq!(wanted(None), 1);
     let blocks = ["10.244.0.0/26", "10.244.0.64/26"].map(block);
-    ledger.set_blocks(blocks[..1].to_vec()).unwrap();
+    ledger.set_blocks(blocks[..1].to_vec(), vec![]).unwrap();
     for number in 0..48 {
         add(&ledger, number);
         assert_eq!(wanted(None), 1, "after {}", number + 1);
@@ -448,7 +485,7 @@ fn the_next_block_is_asked_for_before_the_last_is_full() {
     assert_eq!(wanted(Some(65)), 2);
     ledger.release(&key(0)).unwrap();
     assert_eq!(wanted(None), 2, "a cooling address is not free");
-    ledger.set_blocks(blocks.to_vec()).unwrap();
+    ledger.set_blocks(blocks.to_vec(), vec![]).unwrap();
     assert_eq!(wanted(None), 2);
 }
 
@@ -457,14 +494,14 @@ fn two_hundred_and_fifty_pods_take_four_small_blocks_and_no_fifth() {
     let fixture = Fixture::new();
     let ledger = fixture.open().0;
     let mut held = vec![block("10.244.0.0/26")];
-    ledger.set_blocks(held.clone()).unwrap();
+    ledger.set_blocks(held.clone(), vec![]).unwrap();
     for number in 0..250 {
         add(&ledger, number);
         let wanted = ledger.stats().unwrap().wanted_blocks(Some(250));
         while held.len() < wanted as usize {
             let next = u32::from(held.last().unwrap().last()) + 1;
             held.push(Block::containing(next.into(), held[0].size()));
-            ledger.set_blocks(held.clone()).unwrap();
+            ledger.set_blocks(held.clone(), vec![]).unwrap();
         }
     }
     assert_eq!(held.len(), 4);
