@@ -2,5 +2,19 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cache;
+pub mod cluster;
+pub mod cni;
+pub mod commands;
+pub mod control_plane;
+pub mod dns;
 pub mod image;
+pub mod kubectl;
+pub mod node;
 pub mod oci;
+pub mod pki;
+pub mod preflight;
+pub mod progress;
+pub mod remove;
+pub mod state;
+pub mod vnet;

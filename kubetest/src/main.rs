@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use weft_kubetest::image;
+use weft_kubetest::{commands, image};
 
 /// Real Kubernetes clusters in namespaces of one machine.
 #[derive(Debug, Parser)]
@@ -23,6 +23,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Cluster(commands::Command),
     /// Pack the image of Weft from its binaries
     #[command(hide = true)]
     Image(image::Args),
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Cluster(command) => commands::run(command),
         Command::Image(args) => {
             let digest = args.run()?;
             let _ = writeln!(std::io::stdout(), "{}@{digest}", image::REFERENCE);

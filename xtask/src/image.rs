@@ -1,5 +1,7 @@
 //! `cargo xtask image`: the container image as an OCI archive, made without a container engine.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 
 use crate::{dist, exec, term};
@@ -12,6 +14,18 @@ pub(crate) struct Args {
     debug: bool,
 }
 
+impl Args {
+    /// Unoptimised binaries: what tests and developers run.
+    pub(crate) fn debug() -> Self {
+        Self { debug: true }
+    }
+}
+
+/// Where the archive is put.
+pub(crate) fn archive() -> PathBuf {
+    exec::target_dir().join("dist/weft-image.tar")
+}
+
 /// Entry point of the subcommand.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let dist = if args.debug {
@@ -19,7 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         dist::build()?
     };
-    let archive = exec::target_dir().join("dist/weft-image.tar");
+    let archive = archive();
     // The writer is shared with the test cluster, whose images are made of other things.
     let mut command = exec::cargo();
     command

@@ -11,6 +11,7 @@ mod host;
 mod image;
 mod interrupt;
 mod junit;
+mod kube;
 mod lint;
 mod setup;
 mod term;
@@ -47,6 +48,8 @@ enum Command {
     Dist,
     /// Pack the container image, target/dist/weft-image.tar
     Image(image::Args),
+    /// Make and use real Kubernetes clusters on this machine (root): `kube up`, `kube down`, `kube help`
+    Kube(kube::Args),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Chart => chart::render(),
         Command::Image(args) => image::run(&args),
+        Command::Kube(args) => kube::run(&args),
         Command::Dist => dist::build().map(|dist| term::line(&format!("{}", dist.dir().display()))),
     };
     match result {

@@ -1,0 +1,298 @@
+//! The commands of `cargo xtask kube`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use ipnet::Ipv4Net;
+
+use crate::cache::Cache;
+use crate::node;
+use crate::progress::Progress;
+use crate::state::{Cluster, Cni, Config, Ipam, Proxy};
+use crate::{cluster, remove};
+
+/// A command about clusters.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a cluster: control plane, nodes, Weft, DNS
+    Up(Up),
+    /// Remove a cluster and everything of it
+    Down {
+        /// Names of clusters
+        #[arg(default_value = DEFAULT)]
+        names: Vec<String>,
+    },
+    /// List the clusters of this machine
+    List,
+    /// Print the path of a cluster's kubeconfig
+    Kubeconfig {
+        /// Name of the cluster
+        #[arg(default_value = DEFAULT)]
+        name: String,
+    },
+    /// Run kubectl on a cluster
+    Kubectl {
+        /// Name of the cluster
+        #[arg(long, default_value = DEFAULT)]
+        name: String,
+        /// Its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run a command in all namespaces of a node
+    NodeExec {
+        /// Name of the node
+        node: String,
+        /// Name of the cluster
+        #[arg(long, default_value = DEFAULT)]
+        name: String,
+        /// The command
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Add nodes
+    NodeAdd {
+        /// Name of the cluster
+        #[arg(default_value = DEFAULT)]
+        name: String,
+        /// How many
+        #[arg(long, default_value_t = 1)]
+        count: usize,
+    },
+    /// Remove a node and its object
+    NodeRemove {
+        /// Name of the node
+        node: String,
+        /// Name of the cluster
+        #[arg(long, default_value = DEFAULT)]
+        name: String,
+    },
+    /// Cut a node's power and start it again: all processes and links go, its disk stays
+    NodeReboot {
+        /// Name of the node
+        node: String,
+        /// Name of the cluster
+        #[arg(long, default_value = DEFAULT)]
+        name: String,
+    },
+    #[command(hide = true)]
+    NodeLaunch { dir: PathBuf },
+    #[command(hide = true)]
+    NodeInit { dir: PathBuf },
+}
+
+/// Flags of `up`.
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Name of the cluster
+    #[arg(default_value = DEFAULT)]
+    name: String,
+    /// How many nodes
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// Who implements Services
+    #[arg(long, value_enum, default_value_t = Proxy::Nftables)]
+    proxy: Proxy,
+    /// The virtual network; clusters that name the same share it
+    #[arg(long, default_value = "vnet")]
+    vnet: String,
+    /// The pods' network
+    #[arg(long, value_enum, default_value_t = Cni::Weft)]
+    cni: Cni,
+    /// Who gives a node its pod addresses
+    #[arg(long, value_enum, default_value_t = Ipam::Pool)]
+    ipam: Ipam,
+    /// Range of the pods
+    #[arg(long, default_value = "10.244.0.0/16")]
+    pod_cidr: Ipv4Net,
+    /// Range of the Services
+    #[arg(long, default_value = "10.96.0.0/16")]
+    service_cidr: Ipv4Net,
+    /// Leave CoreDNS out
+    #[arg(long)]
+    no_dns: bool,
+    /// Leave what was made when it fails
+    #[arg(long)]
+    keep: bool,
+    /// Built programs and images
+    #[arg(long, env = "WEFT_KUBE_CACHE", value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Archive of Weft's image
+    #[arg(long, value_name = "FILE", default_value = "target/dist/weft-image.tar")]
+    weft_image: PathBuf,
+    /// Directory of Weft's manifests
+    #[arg(long, value_name = "DIR", default_value = "deploy")]
+    weft_manifests: PathBuf,
+}
+
+/// Name of the cluster where none is given.
+const DEFAULT: &str = "dev";
+
+/// Runs a command.
+///
+/// # Errors
+/// What it says.
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Up(up) => runtime()?.block_on(up.run()),
+        Command::Down { names } => down(&names),
+        Command::List => {
+            list();
+            Ok(())
+        }
+        Command::Kubeconfig { name } => {
+            print(&Cluster::load(&name)?.kubeconfig().display().to_string());
+            Ok(())
+        }
+        Command::Kubectl { name, args } => {
+            let cluster = Cluster::load(&name)?;
+            let cache = Cache::open(&cluster.config.cache)?;
+            let mut command = std::process::Command::new(cache.program("kubectl"));
+            command.env("KUBECONFIG", cluster.kubeconfig()).args(args);
+            become_program(command)
+        }
+        Command::NodeExec { node, name, command } => {
+            let cluster = Cluster::load(&name)?;
+            let cache = Cache::open(&cluster.config.cache)?;
+            become_program(node::exec(&cluster, &cache, &node, &command)?)
+        }
+        Command::NodeAdd { name, count } => {
+            runtime()?.block_on(cluster::add_nodes(&name, count, Progress::start()))
+        }
+        Command::NodeRemove { node, name } => runtime()?.block_on(cluster::remove_node(&name, &node)),
+        Command::NodeReboot { node, name } => cluster::reboot_node(&name, &node),
+        Command::NodeLaunch { dir } => match node::init::launch(&dir)? {},
+        Command::NodeInit { dir } => match node::init::run(&dir)? {},
+    }
+}
+
+// === impl Up ===
+
+impl Up {
+    async fn run(self) -> Result<()> {
+        let progress = Progress::start();
+        let name = self.name.clone();
+        let (nodes, keep) = (self.nodes, self.keep);
+        let config = self.config()?;
+        let made = tokio::select! {
+            made = cluster::up(&name, config, nodes, keep, progress) => made?,
+            () = interrupted() => {
+                progress.say("interrupted: removing what was made");
+                remove::remove(&name)?;
+                anyhow::bail!("interrupted");
+            }
+        };
+        progress.say(&format!("cluster {name} is there"));
+        print(&format!(
+            "export KUBECONFIG={} PATH={}:$PATH",
+            made.kubeconfig().display(),
+            made.config.cache.join("bin").display()
+        ));
+        Ok(())
+    }
+
+    fn config(self) -> Result<Config> {
+        let absolute =
+            |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
+        let weft = self.cni == Cni::Weft;
+        let (image, manifests) = (absolute(&self.weft_image)?, absolute(&self.weft_manifests)?);
+        if weft && !image.exists() {
+            anyhow::bail!(
+                "{} is missing\n  next: cargo xtask image --debug",
+                image.display()
+            );
+        }
+        Ok(Config {
+            vnet: self.vnet,
+            proxy: self.proxy,
+            cni: self.cni,
+            ipam: self.ipam,
+            pod_cidr: self.pod_cidr.trunc(),
+            service_cidr: self.service_cidr.trunc(),
+            dns: !self.no_dns,
+            cache: match self.cache {
+                Some(dir) => absolute(&dir)?,
+                None => default_cache()?,
+            },
+            weft_image: weft.then_some(image),
+            weft_manifests: weft.then_some(manifests),
+        })
+    }
+}
+
+fn default_cache() -> Result<PathBuf> {
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
+        .context("neither WEFT_KUBE_CACHE nor HOME is set")?;
+    Ok(base.join("weft/kube"))
+}
+
+fn down(names: &[String]) -> Result<()> {
+    for name in names {
+        let progress = Progress::start();
+        if remove::remove(name)? {
+            progress.say(&format!("cluster {name} is gone"));
+        } else {
+            progress.say(&format!("there is no cluster {name}"));
+        }
+    }
+    Ok(())
+}
+
+fn list() {
+    for cluster in Cluster::all() {
+        let running = cluster
+            .nodes
+            .iter()
+            .filter(|node| node::first_process(&cluster, &node.name).is_some())
+            .count();
+        print(&format!(
+            "{:<12} {running}/{} nodes  vnet {} ({})  pods {}  services {}  {}",
+            cluster.name,
+            cluster.nodes.len(),
+            cluster.config.vnet,
+            cluster.subnet,
+            cluster.config.pod_cidr,
+            cluster.config.service_cidr,
+            cluster.server(),
+        ));
+    }
+}
+
+/// Becomes another program; its exit status is this one's.
+fn become_program(mut command: std::process::Command) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    let error = command.exec();
+    Err(error).with_context(|| format!("start {}", command.get_program().display()))
+}
+
+/// Returns when a signal asks this process to end.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        // Without handlers a signal ends the process as it ends others.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")
+}
+
+fn print(text: &str) {
+    // Nobody may read any more.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
