@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::net::RecvFlags;
 
 use super::client::{address, connect};
@@ -60,16 +61,18 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 /// # Errors
 /// [`ProtocolError::Peer`] if it isn't.
 pub fn authorize(stream: &UnixStream) -> Result<(), ProtocolError> {
-    let peer = rustix::net::sockopt::socket_peercred(stream).map_err(|error| ProtocolError::Io {
+    // rustix takes the process ID for one that is never 0. It is, for a peer outside of our PID namespace: the runtime's
+    // plugin, as an agent in a container sees it.
+    let peer = nix::sys::socket::getsockopt(stream, PeerCredentials).map_err(|error| ProtocolError::Io {
         operation: "ask who the peer is",
         source: error.into(),
     })?;
-    if peer.uid.is_root() || peer.uid == rustix::process::geteuid() {
+    if peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw() {
         return Ok(());
     }
     Err(ProtocolError::Peer {
-        uid: peer.uid.as_raw(),
-        pid: peer.pid.as_raw_nonzero().get(),
+        uid: peer.uid(),
+        pid: peer.pid(),
     })
 }
 
