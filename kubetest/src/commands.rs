@@ -214,20 +214,12 @@ impl Up {
             dns: !self.no_dns,
             cache: match self.cache {
                 Some(dir) => absolute(&dir)?,
-                None => default_cache()?,
+                None => crate::build::default_dir()?,
             },
             weft_image: weft.then_some(image),
             weft_manifests: weft.then_some(manifests),
         })
     }
-}
-
-fn default_cache() -> Result<PathBuf> {
-    let base = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
-        .context("neither WEFT_KUBE_CACHE nor HOME is set")?;
-    Ok(base.join("weft/kube"))
 }
 
 fn down(names: &[String]) -> Result<()> {

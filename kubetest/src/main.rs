@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use weft_kubetest::{commands, image};
+use weft_kubetest::{build, commands, image};
 
 /// Real Kubernetes clusters in namespaces of one machine.
 #[derive(Debug, Parser)]
@@ -25,6 +25,8 @@ struct Cli {
 enum Command {
     #[command(flatten)]
     Cluster(commands::Command),
+    /// Build Kubernetes and the other programs and images of clusters, what is missing of them
+    Build(build::Args),
     /// Pack the image of Weft from its binaries
     #[command(hide = true)]
     Image(image::Args),
@@ -43,6 +45,10 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Cluster(command) => commands::run(command),
+        Command::Build(args) => {
+            let _ = writeln!(std::io::stdout(), "{}", args.run()?.display());
+            Ok(())
+        }
         Command::Image(args) => {
             let digest = args.run()?;
             let _ = writeln!(std::io::stdout(), "{}@{digest}", image::REFERENCE);

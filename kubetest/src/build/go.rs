@@ -99,7 +99,12 @@ fn run(command: &mut Command) -> Result<String> {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let last: Vec<_> = stderr.lines().rev().take(10).collect();
         let last: Vec<_> = last.into_iter().rev().collect();
-        bail!("`go {}` ended with {}:\n{}", args.join(" "), output.status, last.join("\n"));
+        bail!(
+            "`go {}` ended with {}:\n{}",
+            args.join(" "),
+            output.status,
+            last.join("\n")
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }

@@ -26,7 +26,7 @@ const DISK_WARM: u64 = 2_000;
 /// Arguments of `cargo xtask kube build`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Leave out the conformance suite, which takes as long as the rest
+    /// Leave out the conformance suite
     #[arg(long)]
     no_e2e: bool,
     /// Where to put what is built
@@ -136,7 +136,12 @@ fn key() -> Result<String> {
         hash.update(name.as_os_str().as_encoded_bytes());
         hash.update(fs::read(&path).with_context(|| format!("read {}", path.display()))?);
     }
-    let hash: String = hash.finalize().iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = hash
+        .finalize()
+        .iter()
+        .take(5)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let kubernetes = MODULES[0].version()?;
     Ok(format!("kubernetes-{kubernetes}-{hash}"))
 }
@@ -145,7 +150,11 @@ fn key() -> Result<String> {
 fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut entries = fs::read_dir(dir)
-        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>())
+        .and_then(|entries| {
+            entries
+                .map(|entry| Ok(entry?.path()))
+                .collect::<std::io::Result<Vec<_>>>()
+        })
         .with_context(|| format!("list {}", dir.display()))?;
     entries.sort();
     for path in entries {
@@ -163,7 +172,10 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// A `go.mod` can't be read, or requires no version.
 pub fn versions() -> Result<Vec<(&'static str, String)>> {
-    MODULES.iter().map(|module| Ok((module.dir, module.version()?))).collect()
+    MODULES
+        .iter()
+        .map(|module| Ok((module.dir, module.version()?)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -181,7 +193,10 @@ mod tests {
             .collect();
         assert!(replaced.len() > 20, "{replaced:?}");
         for (from, to) in replaced {
-            assert_eq!(to, format!("{} {staging}", from.trim_start_matches("k8s.io/").trim()));
+            assert_eq!(
+                to,
+                format!("{} {staging}", from.trim_start_matches("k8s.io/").trim())
+            );
         }
     }
 

@@ -124,10 +124,22 @@ pub(super) const MODULES: [Module; 6] = [
             "@",
         )],
         programs: &[
-            plugin("bridge", "github.com/containernetworking/plugins/plugins/main/bridge"),
-            plugin("loopback", "github.com/containernetworking/plugins/plugins/main/loopback"),
-            plugin("host-local", "github.com/containernetworking/plugins/plugins/ipam/host-local"),
-            plugin("portmap", "github.com/containernetworking/plugins/plugins/meta/portmap"),
+            plugin(
+                "bridge",
+                "github.com/containernetworking/plugins/plugins/main/bridge",
+            ),
+            plugin(
+                "loopback",
+                "github.com/containernetworking/plugins/plugins/main/loopback",
+            ),
+            plugin(
+                "host-local",
+                "github.com/containernetworking/plugins/plugins/ipam/host-local",
+            ),
+            plugin(
+                "portmap",
+                "github.com/containernetworking/plugins/plugins/meta/portmap",
+            ),
         ],
     },
 ];
@@ -141,7 +153,10 @@ impl Module {
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         text.lines()
             .find_map(|line| {
-                let mut words = line.trim().trim_start_matches("require ").split_ascii_whitespace();
+                let mut words = line
+                    .trim()
+                    .trim_start_matches("require ")
+                    .split_ascii_whitespace();
                 (words.next()? == self.requires).then(|| words.next())?
             })
             .filter(|version| version.starts_with('v'))
