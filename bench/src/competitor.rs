@@ -49,8 +49,8 @@ const OVERLAY_MTU: u32 = Underlay::MTU - 50;
 /// No overlay: the nodes themselves; on one node, two namespaces and one bare veth pair.
 pub(crate) fn node(underlay: &Underlay) -> Result<Competitor> {
     let addresses = [Ipv4Addr::new(172, 30, 0, 11), Ipv4Addr::new(172, 30, 0, 12)];
-    let first = underlay.node("n1", addresses[0])?;
-    let second = underlay.node("n2", addresses[1])?;
+    let first = underlay.node("n1", addresses[0], 24)?;
+    let second = underlay.node("n2", addresses[1], 24)?;
 
     let a = Namespace::create("veth1")?;
     let b = Namespace::create("veth2")?;
@@ -87,8 +87,8 @@ pub(crate) fn bridge(underlay: &Underlay) -> Result<Competitor> {
     let mac = |node: usize| format!("02:00:00:00:01:0{node}");
     let node_address = |node: usize| Ipv4Addr::new(172, 30, 0, 20 + node as u8);
     let nodes = [
-        underlay.node("f1", node_address(1))?,
-        underlay.node("f2", node_address(2))?,
+        underlay.node("f1", node_address(1), 24)?,
+        underlay.node("f2", node_address(2), 24)?,
     ];
     let mut masquerades = true;
     for (this, node) in (1..).zip(&nodes) {

@@ -16,6 +16,7 @@ mod plugins;
 mod print;
 mod report;
 mod run;
+mod scale;
 mod server;
 mod stats;
 
@@ -37,6 +38,8 @@ struct Cli {
 enum Command {
     /// Measure everything, side by side, in interleaved rounds (root)
     Run(run::Args),
+    /// Measure the operator and agents on a real control plane with thousands of Nodes and Pods (root)
+    Scale(scale::Args),
     /// Answer the load of the commands below until standard input ends; prints `ready` when listening
     Serve {
         /// Address and TCP port; the next port takes datagrams
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => run::run(&args),
+        Command::Scale(args) => scale::run(&args),
         Command::Serve { listen, place } => {
             place.take()?;
             server::serve(listen)

@@ -135,8 +135,8 @@ impl Underlay {
         Ok(Self { namespace })
     }
 
-    /// A node: a namespace whose `eth0` hangs on the bridge.
-    pub(crate) fn node(&self, name: &str, address: Ipv4Addr) -> Result<Namespace> {
+    /// A node: a namespace whose `eth0` hangs on the bridge, with an address in a subnet of this length.
+    pub(crate) fn node(&self, name: &str, address: Ipv4Addr, prefix_len: u8) -> Result<Namespace> {
         let node = Namespace::create(name)?;
         let net = self.namespace.name();
         node.ip(&[
@@ -146,7 +146,7 @@ impl Underlay {
                 Self::MTU
             ),
             "link set eth0 up",
-            &format!("addr add {address}/24 dev eth0"),
+            &format!("addr add {address}/{prefix_len} dev eth0"),
         ])?;
         self.namespace.ip(&[format!("link set {name} master br0 up")])?;
         node.sysctl(&[

@@ -150,7 +150,7 @@ fn write(report: &Report, out: &Path) -> Result<()> {
 }
 
 /// Runnable processes, averaged over a minute.
-fn load_average() -> Result<f64> {
+pub(crate) fn load_average() -> Result<f64> {
     let text = std::fs::read_to_string("/proc/loadavg").context("read the load")?;
     text.split(' ')
         .next()
