@@ -9,6 +9,7 @@ pub mod cni;
 pub mod commands;
 pub mod control_plane;
 pub mod dns;
+pub mod e2e;
 pub mod image;
 pub mod kubectl;
 pub mod node;

@@ -5,9 +5,9 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use weft_kubetest::{build, commands, image};
+use weft_kubetest::{build, commands, e2e, image};
 
 /// Real Kubernetes clusters in namespaces of one machine.
 #[derive(Debug, Parser)]
@@ -27,6 +27,8 @@ enum Command {
     Cluster(commands::Command),
     /// Build Kubernetes and the other programs and images of clusters, what is missing of them
     Build(build::Args),
+    /// Run upstream's end-to-end suite on a cluster
+    E2e(e2e::Args),
     /// Pack the image of Weft from its binaries
     #[command(hide = true)]
     Image(image::Args),
@@ -47,6 +49,14 @@ fn run(command: Command) -> Result<()> {
         Command::Cluster(command) => commands::run(command),
         Command::Build(args) => {
             let _ = writeln!(std::io::stdout(), "{}", args.run()?.display());
+            Ok(())
+        }
+        Command::E2e(args) => {
+            let (table, passed) = args.run()?;
+            let _ = writeln!(std::io::stdout(), "{table}");
+            if !passed {
+                bail!("not every spec passed");
+            }
             Ok(())
         }
         Command::Image(args) => {
