@@ -8,10 +8,11 @@ use clap::{Args, Subcommand};
 use ipnet::Ipv4Net;
 
 use crate::cache::Cache;
+use crate::check::Verdict;
 use crate::node;
 use crate::progress::Progress;
 use crate::state::{Cluster, Cni, Config, Ipam, Proxy};
-use crate::{cluster, remove};
+use crate::{check, cluster, remove};
 
 /// A command about clusters.
 #[derive(Debug, Subcommand)]
@@ -23,6 +24,18 @@ pub enum Command {
         /// Names of clusters
         #[arg(default_value = DEFAULT)]
         names: Vec<String>,
+    },
+    /// Try with real pods what a cluster's network has to do
+    Check {
+        /// Name of the cluster
+        #[arg(default_value = DEFAULT)]
+        name: String,
+        /// Only checks whose name contains this
+        #[arg(long = "test", value_name = "NAME")]
+        tests: Vec<String>,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
     },
     /// List the clusters of this machine
     List,
@@ -138,6 +151,7 @@ pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Up(up) => runtime()?.block_on(up.run()),
         Command::Down { names } => down(&names),
+        Command::Check { name, tests, json } => check(&name, &tests, json),
         Command::List => {
             list();
             Ok(())
@@ -230,6 +244,36 @@ fn down(names: &[String]) -> Result<()> {
         } else {
             progress.say(&format!("there is no cluster {name}"));
         }
+    }
+    Ok(())
+}
+
+fn check(name: &str, tests: &[String], json: bool) -> Result<()> {
+    let cluster = Cluster::load(name)?;
+    let cache = Cache::open(&cluster.config.cache)?;
+    let report = check::run(&cluster, &cache, tests, |result| {
+        if !json {
+            let mark = match result.verdict {
+                Verdict::Passed => "ok",
+                Verdict::Failed => "!!",
+                Verdict::Skipped => "--",
+            };
+            print(&format!("{mark:>4}  {:<24} {}", result.name, result.value));
+        }
+    })?;
+    if json {
+        print(&serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&format!(
+            "\n{} passed, {} failed, {} skipped in {:.1} s",
+            report.passed,
+            report.failed,
+            report.skipped,
+            report.duration_ms as f64 / 1000.0
+        ));
+    }
+    if !report.ok {
+        anyhow::bail!("{} of the checks failed", report.failed);
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 
 pub mod build;
 pub mod cache;
+pub mod check;
 pub mod cluster;
 pub mod cni;
 pub mod commands;

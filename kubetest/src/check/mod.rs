@@ -1,0 +1,143 @@
+//! `cargo xtask kube check`: what a cluster's network has to do, tried with real pods, kubectl and the machines around.
+
+mod kubelet;
+mod network;
+mod scene;
+mod services;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use self::scene::Scene;
+use crate::cache::Cache;
+use crate::state::Cluster;
+
+/// What came of all checks of a cluster.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Whether none failed.
+    pub ok: bool,
+    /// How many passed.
+    pub passed: usize,
+    /// How many failed.
+    pub failed: usize,
+    /// How many could not be tried here.
+    pub skipped: usize,
+    /// How long all of them took, in milliseconds.
+    pub duration_ms: u64,
+    /// Every check, in the order in which they ran.
+    pub checks: Vec<Checked>,
+}
+
+/// What came of one check.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Checked {
+    /// Its name.
+    pub name: &'static str,
+    /// What has to hold, in words.
+    pub description: &'static str,
+    /// Whether it held.
+    pub verdict: Verdict,
+    /// What was measured, or why it failed or was not tried.
+    pub value: String,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u64,
+}
+
+/// Whether a check's statement held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It held.
+    Passed,
+    /// It did not.
+    Failed,
+    /// It could not be tried on this cluster.
+    Skipped,
+}
+
+/// What a check measured where its statement held.
+type Outcome = Result<Held>;
+
+/// How a statement can hold.
+enum Held {
+    Yes(String),
+    /// It can't be tried on this cluster: why.
+    NotHere(&'static str),
+}
+
+/// One check.
+struct Check {
+    name: &'static str,
+    description: &'static str,
+    run: fn(&Scene) -> Outcome,
+}
+
+/// Runs the checks whose name contains one of `tests`, or all; `on_result` hears of each as it ends.
+///
+/// # Errors
+/// The pods of the checks could not be made. That a check fails is in the report.
+pub fn run(
+    cluster: &Cluster,
+    cache: &Cache,
+    tests: &[String],
+    mut on_result: impl FnMut(&Checked),
+) -> Result<Report> {
+    let began = Instant::now();
+    let scene = Scene::set(cluster, cache)?;
+    let mut checks = Vec::new();
+    let selected =
+        |check: &&Check| tests.is_empty() || tests.iter().any(|text| check.name.contains(text.as_str()));
+    let all = network::ALL.iter().chain(services::ALL).chain(kubelet::ALL);
+    for check in all.filter(selected) {
+        let result = check.try_on(&scene);
+        on_result(&result);
+        checks.push(result);
+    }
+    scene.clean_up()?;
+    let count = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
+    let failed = count(Verdict::Failed);
+    Ok(Report {
+        cluster: cluster.name.clone(),
+        ok: failed == 0,
+        passed: count(Verdict::Passed),
+        failed,
+        skipped: count(Verdict::Skipped),
+        duration_ms: millis(began.elapsed()),
+        checks,
+    })
+}
+
+// === impl Check ===
+
+impl Check {
+    fn try_on(&self, scene: &Scene) -> Checked {
+        let began = Instant::now();
+        let (verdict, value) = match (self.run)(scene) {
+            Ok(Held::Yes(value)) => (Verdict::Passed, value),
+            Ok(Held::NotHere(why)) => (Verdict::Skipped, why.to_owned()),
+            Err(error) => (Verdict::Failed, format!("{error:#}")),
+        };
+        Checked {
+            name: self.name,
+            description: self.description,
+            verdict,
+            value,
+            duration_ms: millis(began.elapsed()),
+        }
+    }
+}
+
+fn yes(value: impl Into<String>) -> Outcome {
+    Ok(Held::Yes(value.into()))
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,224 @@
+//! Where the checks take place: pods on two nodes, Services before them, and the machines around.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use weft_kernel::NetNs;
+use weft_kernel::sockets;
+
+use crate::cache::Cache;
+use crate::kubectl::Kubectl;
+use crate::state::{Cluster, Node};
+
+/// Namespace of the checks' objects.
+pub(super) const NAMESPACE: &str = "weft-check";
+
+/// Port of the pods' HTTP server.
+pub(super) const PORT: u16 = 8080;
+
+/// How long one request may take.
+const REQUEST: Duration = Duration::from_secs(5);
+
+/// Everything the checks need.
+pub(super) struct Scene {
+    pub(super) cluster: Cluster,
+    pub(super) kubectl: Kubectl,
+    pub(super) image: String,
+    /// Two pods on the first node.
+    pub(super) a: Pod,
+    pub(super) a2: Pod,
+    /// A pod on the second node.
+    pub(super) b: Pod,
+}
+
+/// A pod and its node.
+#[derive(Clone)]
+pub(super) struct Pod {
+    pub(super) name: &'static str,
+    pub(super) address: Ipv4Addr,
+    pub(super) node: Node,
+}
+
+// === impl Scene ===
+
+impl Scene {
+    pub(super) fn set(cluster: &Cluster, cache: &Cache) -> Result<Self> {
+        let [first, second, ..] = cluster.nodes.as_slice() else {
+            bail!(
+                "the checks need two nodes, cluster {} has {}\n  next: cargo xtask kube node-add {0}",
+                cluster.name,
+                cluster.nodes.len()
+            );
+        };
+        let kubectl = Kubectl::new(cache, cluster);
+        let image = cache.image("AGNHOST")?.to_owned();
+        let mut objects =
+            vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})];
+        for (name, node) in [("a", first), ("a2", first), ("b", second)] {
+            objects.push(pod(name, &node.name, &image));
+        }
+        objects.extend([
+            service("all", json!({"app": "check"}), json!({})),
+            service("none", json!({"app": "check"}), json!({"clusterIP": "None"})),
+            service(
+                "only-b",
+                json!({"pod": "b"}),
+                json!({"type": "NodePort", "externalTrafficPolicy": "Cluster"}),
+            ),
+            service(
+                "local-b",
+                json!({"pod": "b"}),
+                json!({"type": "NodePort", "externalTrafficPolicy": "Local"}),
+            ),
+            service("only-a", json!({"pod": "a"}), json!({})),
+        ]);
+        kubectl.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string())?;
+        kubectl.read(&[
+            "--namespace",
+            NAMESPACE,
+            "wait",
+            "--for=condition=Ready",
+            "--timeout=90s",
+            "pod/a",
+            "pod/a2",
+            "pod/b",
+        ])?;
+        let find = |name: &'static str, node: &Node| -> Result<Pod> {
+            Ok(Pod {
+                name,
+                address: kubectl
+                    .read(&[
+                        "--namespace",
+                        NAMESPACE,
+                        "get",
+                        "pod",
+                        name,
+                        "--output=jsonpath={.status.podIP}",
+                    ])?
+                    .parse()
+                    .with_context(|| format!("address of pod {name}"))?,
+                node: node.clone(),
+            })
+        };
+        Ok(Self {
+            cluster: cluster.clone(),
+            image,
+            a: find("a", first)?,
+            a2: find("a2", first)?,
+            b: find("b", second)?,
+            kubectl,
+        })
+    }
+
+    pub(super) fn clean_up(&self) -> Result<()> {
+        self.kubectl.read(&[
+            "delete",
+            "namespace",
+            NAMESPACE,
+            "--ignore-not-found",
+            "--timeout=90s",
+        ])?;
+        Ok(())
+    }
+
+    /// kubectl in the checks' namespace.
+    pub(super) fn read(&self, args: &[&str]) -> Result<String> {
+        let args: Vec<&str> = ["--namespace", NAMESPACE]
+            .into_iter()
+            .chain(args.iter().copied())
+            .collect();
+        self.kubectl.read(&args)
+    }
+
+    /// What a shell command in a pod prints.
+    pub(super) fn shell(&self, pod: &Pod, script: &str) -> Result<String> {
+        self.read(&["exec", pod.name, "--", "sh", "-c", script])
+    }
+
+    /// The body that a pod gets from a URL without `http://`.
+    pub(super) fn fetch(&self, pod: &Pod, url: &str) -> Result<String> {
+        self.shell(
+            pod,
+            &format!("curl --silent --show-error --fail --max-time 5 http://{url}"),
+        )
+        .with_context(|| format!("pod {} to {url}", pod.name))
+    }
+
+    /// A field of an object.
+    pub(super) fn field(&self, object: &str, path: &str) -> Result<String> {
+        self.read(&["get", object, &format!("--output=jsonpath={path}")])
+    }
+
+    /// The network of a node.
+    pub(super) fn node(&self, node: &Node) -> Result<NetNs> {
+        Ok(NetNs::named(&self.cluster.node_netns(&node.name))?)
+    }
+
+    /// The network beyond the nodes.
+    pub(super) fn outside(&self) -> Result<NetNs> {
+        Ok(NetNs::named(&crate::vnet::netns_name(&self.cluster.config.vnet))?)
+    }
+}
+
+/// The body of an HTTP answer to somebody in a network namespace of this machine.
+pub(super) fn http_from(netns: &NetNs, address: Ipv4Addr, port: u16, path: &str) -> Result<String> {
+    let to = SocketAddr::from((address, port));
+    let mut stream = sockets::tcp_connect(netns, to, REQUEST).with_context(|| format!("connect to {to}"))?;
+    stream.set_read_timeout(Some(REQUEST))?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream
+        .read_to_string(&mut answer)
+        .with_context(|| format!("read from {to}"))?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("an answer without a body")?;
+    if !head.lines().next().is_some_and(|line| line.contains(" 200 ")) {
+        bail!("{to}{path} answers {head:?}");
+    }
+    Ok(body.trim().to_owned())
+}
+
+/// Whether an answer of `/clientip` names this address.
+pub(super) fn expect_client(answer: &str, wanted: Ipv4Addr) -> Result<()> {
+    let seen = answer.rsplit_once(':').map_or(answer, |(address, _)| address);
+    let seen: Ipv4Addr = seen
+        .parse()
+        .with_context(|| format!("an address in {answer:?}"))?;
+    if seen != wanted {
+        bail!("the server saw {seen} instead of {wanted}");
+    }
+    Ok(())
+}
+
+fn pod(name: &str, node: &str, image: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"app": "check", "pod": name}},
+        "spec": {
+            "nodeName": node,
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "agnhost",
+                "image": image,
+                "args": ["netexec", format!("--http-port={PORT}"), "--udp-port=8081"],
+                "readinessProbe": {"httpGet": {"path": "/healthz", "port": PORT}, "periodSeconds": 1},
+            }],
+        },
+    })
+}
+
+fn service(name: &str, selector: Value, more: Value) -> Value {
+    let mut spec = json!({
+        "selector": selector,
+        "ports": [{"name": "http", "port": 80, "targetPort": PORT}],
+    });
+    if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
+        spec.extend(more);
+    }
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec})
+}
