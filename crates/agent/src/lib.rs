@@ -18,6 +18,7 @@ mod metrics;
 mod node;
 mod originals;
 mod pods;
+mod preflight;
 mod probe;
 mod report;
 mod saved;
@@ -46,7 +47,6 @@ use weft_cni::install::{CONF_NAME, Chained, ConfName};
 use weft_cni::intent::Intents;
 use weft_ipam::{Ledger, Recovery, SystemClock};
 use weft_kernel::bpf::{Counters, Datapath, Options};
-use weft_kernel::sysctl;
 use weft_model::{NodeName, UserError, codes};
 
 /// The socket that the plugin calls, in the run directory.
@@ -136,13 +136,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    sysctl::use_root(&args.proc_sys).map_err(|error| {
-        UserError::new(
-            codes::SYSCTL,
-            error.to_string(),
-            "name the mount of /proc/sys with --proc-sys",
-        )
-    })?;
+    preflight::run(&args)?;
     let datapath = Arc::new(Mutex::new(Datapath::load(&Options::new(&args.pin_dir))?));
     let counters = Counters::open(&args.pin_dir)?;
     let metrics = Arc::new(Metrics::new(args.node_name.as_str(), move || {

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::process::{Pid, PidfdFlags};
-use rustix::thread::LinkNameSpaceType;
+use rustix::thread::{CapabilitySet, LinkNameSpaceType};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Cause, Context, Error, Result};
@@ -24,6 +24,27 @@ pub use rustix::process::Signal;
 
 const SYS: &CStr = c"/sys";
 const BPFFS: &CStr = c"/sys/fs/bpf";
+
+/// Names of the capabilities that Weft needs and the calling thread lacks: CAP_NET_ADMIN for links, routes, rules and
+/// attaching programs; CAP_SYS_ADMIN for entering pods' namespaces, which covers CAP_BPF and CAP_PERFMON for loading
+/// programs (`bpf_capable`, include/linux/capability.h).
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn missing_capabilities() -> Result<Vec<&'static str>> {
+    let held = rustix::thread::capabilities(None)
+        .context("read", "capabilities")?
+        .effective;
+    let needed = [
+        ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),
+        ("CAP_SYS_ADMIN", CapabilitySet::SYS_ADMIN),
+    ];
+    Ok(needed
+        .into_iter()
+        .filter(|(_, capability)| !held.contains(*capability))
+        .map(|(name, _)| name)
+        .collect())
+}
 
 /// How a program enters a namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

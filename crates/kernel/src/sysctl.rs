@@ -62,6 +62,25 @@ pub fn read_current(key: &Key) -> Result<String> {
     read_here(key).map_err(|errno| Error::new("read sysctl", key, errno))
 }
 
+/// Whether a parameter could be set. Nothing is.
+///
+/// # Errors
+/// There is no such parameter.
+pub fn is_writable(key: &Key) -> Result<bool> {
+    match fs::OpenOptions::new().write(true).open(key.path()) {
+        Ok(_) => Ok(true),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(errno) => Err(Error::new("examine sysctl", key, errno)),
+    }
+}
+
 /// As [`write()`] in the calling thread's namespace: for code that is inside already, and for the process' own.
 ///
 /// # Errors

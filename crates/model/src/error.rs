@@ -220,7 +220,7 @@ catalogue! {
 
     // 12xx: kernel and preflight
     NOT_ROOT = 1201, "root needed",
-        "Making network namespaces, links and eBPF programs needs root, or CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_BPF.";
+        "Making network namespaces, links and eBPF programs needs root, or CAP_NET_ADMIN and CAP_SYS_ADMIN.";
     KERNEL_TOO_OLD = 1202, "kernel too old",
         "Weft needs Linux 5.15 or later.";
     KERNEL_FEATURE = 1203, "kernel feature missing",
