@@ -9,16 +9,19 @@ const NAMESPACE: &str = "kube-system";
 
 /// All objects of it. The image is agnhost, which carries the program.
 pub fn manifests(cluster: &Cluster, image: &str) -> Vec<Value> {
+    // Blocks of their own: within one, `template` comes before `kubernetes` whatever their order here.
     let corefile = "\
-.:53 {
+cluster.local:53 in-addr.arpa:53 ip6.arpa:53 {
     errors
-    ready
     kubernetes cluster.local in-addr.arpa ip6.arpa {
         pods insecure
-        fallthrough in-addr.arpa ip6.arpa
         ttl 5
     }
     cache 5
+}
+.:53 {
+    errors
+    ready
     # There is no internet behind this machine's clusters, and nobody shall wait for it.
     template ANY ANY . {
         rcode NXDOMAIN

@@ -1,6 +1,6 @@
 //! Where the checks take place: pods on two nodes, Services before them, and the machines around.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -169,10 +169,18 @@ pub(super) fn http_from(netns: &NetNs, address: Ipv4Addr, port: u16, path: &str)
     let mut stream = sockets::tcp_connect(netns, to, REQUEST).with_context(|| format!("connect to {to}"))?;
     stream.set_read_timeout(Some(REQUEST))?;
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream
-        .read_to_string(&mut answer)
-        .with_context(|| format!("read from {to}"))?;
+    let mut answer = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        match stream.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => answer.extend_from_slice(&chunk[..count]),
+            // kubectl resets a forwarded connection once the server has closed it.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset && !answer.is_empty() => break,
+            Err(error) => return Err(error).with_context(|| format!("read from {to}")),
+        }
+    }
+    let answer = String::from_utf8(answer).context("an answer that is no text")?;
     let (head, body) = answer
         .split_once("\r\n\r\n")
         .context("an answer without a body")?;
