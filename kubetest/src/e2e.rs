@@ -118,6 +118,8 @@ impl Args {
             .arg(cache.program("e2e.test"))
             .arg("--")
             .arg(format!("--kubeconfig={}", cluster.kubeconfig().display()))
+            // Specs that need several nodes ask this flag, not the cluster.
+            .arg(format!("--num-nodes={}", cluster.nodes.len()))
             .args([
                 "--provider=skeleton",
                 "--dump-logs-on-failure=false",
