@@ -1,8 +1,8 @@
-//! `cargo xtask bench`: builds release binaries and lets `weft-bench` (in `bench/`) measure.
+//! `cargo xtask bench` and `cargo xtask scale`: build release binaries and let `weft-bench` (in `bench/`) measure.
 
 use anyhow::{Result, bail};
 
-use crate::{dist, exec, host, setup, term};
+use crate::{dist, exec, host, kube, setup, term};
 
 /// Arguments of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
@@ -43,5 +43,47 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !args.alternatives_only {
         command.arg("--weft").arg(dist.weft());
     }
+    exec::run(&mut command)
+}
+
+/// Arguments of `cargo xtask scale`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ScaleArgs {
+    /// Directory with `etcd` and `kube-apiserver` [default: what `cargo xtask kube build` makes]
+    #[arg(long, value_name = "DIR")]
+    programs: Option<std::path::PathBuf>,
+    /// Arguments of `weft-bench scale`, as in `-- --nodes 1000 --pods 0`
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+/// Entry point of `cargo xtask scale`.
+pub(crate) fn scale(args: &ScaleArgs) -> Result<()> {
+    if let Some(reason) = host::lacks_privileges() {
+        bail!(
+            "the measurements make network namespaces: {reason}\n  next: {}",
+            host::as_root("scale")
+        );
+    }
+    setup::ensure(setup::Scope::Build, false)?;
+    term::section("build");
+    let programs = match &args.programs {
+        Some(programs) => programs.clone(),
+        None => {
+            let built = exec::read(kube::kubetest().args(["build", "--no-e2e"]))?;
+            std::path::Path::new(built.trim()).join("bin")
+        }
+    };
+    let dist = dist::build()?;
+    term::section("measure");
+    let mut command = exec::command(&dist.bench().to_string_lossy());
+    command
+        .args(["scale", "--weft"])
+        .arg(dist.weft())
+        .arg("--programs")
+        .arg(programs)
+        .arg("--out")
+        .arg(exec::target_dir().join("scale"))
+        .args(&args.rest);
     exec::run(&mut command)
 }

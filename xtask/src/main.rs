@@ -44,6 +44,8 @@ enum Command {
     Bench(bench::Args),
     /// Render the Helm chart into deploy/manifests
     Chart,
+    /// Measure operator and agents with 5,000 Nodes on a real control plane (root)
+    Scale(bench::ScaleArgs),
     /// Build the release binaries into target/dist
     Dist,
     /// Pack the container image, target/dist/weft-image.tar
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Ci => test::run(&test::Args::default()),
         Command::Bench(args) => bench::run(&args),
+        Command::Scale(args) => bench::scale(&args),
         Command::Chart => chart::render(),
         Command::Image(args) => image::run(&args),
         Command::Kube(args) => kube::run(&args),

@@ -82,13 +82,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .with_context(|| format!("find {}", args.out.display()))?;
     let scratch = out.join(format!("scale-{}", std::process::id()));
     fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
-    let measured = measure(args, &programs, &scratch);
+    let mut report = Report::default();
+    let measured = measure(args, &programs, &scratch, &mut report);
     if args.keep || measured.is_err() {
         print::note(&format!("logs are in {}", scratch.display()));
     } else {
         fs::remove_dir_all(&scratch).with_context(|| format!("remove {}", scratch.display()))?;
     }
-    let report = measured?;
+    // What was found before a failure is told all the same, and that it is not all.
+    report.meta.complete = measured.is_ok();
     let tables = report.tables();
     for (name, text) in [
         ("scale.md", tables.clone()),
@@ -99,10 +101,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     print::line(&tables);
     print::note(&format!("written to {}", out.display()));
-    Ok(())
+    measured
 }
 
-fn measure(args: &Args, programs: &Programs, scratch: &Path) -> Result<Report> {
+fn measure(args: &Args, programs: &Programs, scratch: &Path, report: &mut Report) -> Result<()> {
     let underlay = Underlay::create()?;
     let plane = underlay.node("cp", PLANE, UNDERLAY_BITS)?;
     let operator = underlay.node("op", CONTROLLERS, UNDERLAY_BITS)?;
@@ -123,25 +125,23 @@ fn measure(args: &Args, programs: &Programs, scratch: &Path) -> Result<Report> {
     let machines: Vec<Machine> = (0..args.agents)
         .map(|number| Machine::create(&underlay, number, scratch))
         .collect::<Result<_>>()?;
-    let mut report = Report {
-        meta: Meta {
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            cpus: crate::place::cpus()?.len(),
-            programs: programs.versions()?,
-            weft: crate::netns::read(std::process::Command::new(&setting.weft).arg("--version"))?
-                .trim()
-                .to_owned(),
-            nodes: args.nodes,
-            pods: args.pods,
-            load: [run::load_average()?; 2],
-        },
-        ..Report::default()
+    report.meta = Meta {
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        cpus: crate::place::cpus()?.len(),
+        programs: programs.versions()?,
+        weft: crate::netns::read(std::process::Command::new(&setting.weft).arg("--version"))?
+            .trim()
+            .to_owned(),
+        nodes: args.nodes,
+        pods: args.pods,
+        load: [run::load_average()?; 2],
+        complete: false,
     };
-    sizes(args, &setting, &machines, scratch, &mut report)?;
-    small_blocks(args, &setting, scratch, &mut report)?;
-    full(args, &setting, &machines, scratch, &mut report)?;
+    sizes(args, &setting, &machines, scratch, report)?;
+    small_blocks(args, &setting, scratch, report)?;
+    full(args, &setting, &machines, scratch, report)?;
     report.meta.load[1] = run::load_average()?;
-    Ok(report)
+    Ok(())
 }
 
 /// Moves this thread, and those it will start, to where the API server is.

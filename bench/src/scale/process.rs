@@ -27,7 +27,9 @@ pub(super) struct Usage {
     pub(super) cpu_seconds: f64,
     /// Resident memory, bytes.
     pub(super) rss: u64,
-    /// The most it ever was, bytes.
+    /// The part of it that is its own; the rest is files, mostly its binary, shared by all who run it. Bytes.
+    pub(super) anonymous: u64,
+    /// The most resident memory ever was, bytes.
     pub(super) peak_rss: u64,
 }
 
@@ -85,6 +87,7 @@ impl Process {
         Ok(Usage {
             cpu_seconds: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
             rss: kib("VmRSS"),
+            anonymous: kib("RssAnon"),
             peak_rss: kib("VmHWM"),
         })
     }

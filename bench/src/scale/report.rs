@@ -42,6 +42,8 @@ pub(super) struct Meta {
     pub(super) pods: u32,
     /// One-minute load average at the beginning and at the end.
     pub(super) load: [f64; 2],
+    /// Whether all was measured, and all that must hold did.
+    pub(super) complete: bool,
 }
 
 /// A start of an agent.
@@ -114,6 +116,9 @@ impl Report {
             meta.nodes,
             meta.pods
         );
+        if !meta.complete {
+            out += "\n**The run failed: what follows is not all.**\n";
+        }
         out += "\n**Blocks for nodes that wait for the operator**\n\n\
                 | blocks | nodes | all granted | in slices | at rest | requests | a second | CPU | peak RSS | received |\n\
                 |---|---|---|---|---|---|---|---|---|---|\n";
@@ -136,8 +141,8 @@ impl Report {
             out += &format!("\n{}: {}\n", hand_out.pool, listed(&hand_out.requests));
         }
         out += "\n**An agent starts**: median (smallest to largest)\n\n\
-                | nodes | Pods elsewhere | | maps full | CPU until then | RSS | peak RSS | received | sent | requests |\n\
-                |---|---|---|---|---|---|---|---|---|---|\n";
+                | nodes | Pods elsewhere | | maps full | CPU until then | RSS | its own | peak RSS | received | sent | requests |\n\
+                |---|---|---|---|---|---|---|---|---|---|---|\n";
         let mut rest = self.starts.as_slice();
         while let Some(first) = rest.first() {
             let same = |start: &&Start| {
@@ -149,13 +154,14 @@ impl Report {
             let row = |value: &dyn Fn(&Start) -> f64| spread(group.iter().map(value));
             let requests: u64 = first.requests.values().sum();
             out += &format!(
-                "| {} | {} | {} | {} s | {} s | {} | {} | {} | {} | {requests} |\n",
+                "| {} | {} | {} | {} s | {} s | {} | {} | {} | {} | {} | {requests} |\n",
                 first.nodes,
                 first.pods,
                 if first.anew { "new node" } else { "restart" },
                 row(&|start| start.full_seconds),
                 row(&|start| start.cpu_seconds_at_full),
                 row(&|start| start.usage.rss as f64 / MIB) + " MiB",
+                row(&|start| start.usage.anonymous as f64 / MIB) + " MiB",
                 row(&|start| start.usage.peak_rss as f64 / MIB) + " MiB",
                 row(&|start| start.traffic.received as f64 / 1024.0) + " KiB",
                 row(&|start| start.traffic.sent as f64 / 1024.0) + " KiB",
