@@ -1,6 +1,6 @@
 //! Where the checks take place: pods on two nodes, Services before them, and the machines around.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -142,7 +142,7 @@ impl Scene {
     pub(super) fn fetch(&self, pod: &Pod, url: &str) -> Result<String> {
         self.shell(
             pod,
-            &format!("curl --silent --show-error --fail --max-time 5 http://{url}"),
+            &format!("curl --silent --show-error --fail --max-time 5 --retry 5 --retry-connrefused --retry-delay 1 http://{url}"),
         )
         .with_context(|| format!("pod {} to {url}", pod.name))
     }
@@ -168,15 +168,15 @@ pub(super) fn http_from(netns: &NetNs, address: Ipv4Addr, port: u16, path: &str)
     let to = SocketAddr::from((address, port));
     let mut stream = sockets::tcp_connect(netns, to, REQUEST).with_context(|| format!("connect to {to}"))?;
     stream.set_read_timeout(Some(REQUEST))?;
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
     let mut answer = Vec::new();
     let mut chunk = [0; 4096];
-    loop {
+    // The connection is left open by the server: kubectl resets a forwarded one that its server closes first, and what
+    // was not read by then is lost.
+    while !is_whole(&answer) {
         match stream.read(&mut chunk) {
             Ok(0) => break,
             Ok(count) => answer.extend_from_slice(&chunk[..count]),
-            // kubectl resets a forwarded connection once the server has closed it.
-            Err(error) if error.kind() == ErrorKind::ConnectionReset && !answer.is_empty() => break,
             Err(error) => return Err(error).with_context(|| format!("read from {to}")),
         }
     }
@@ -188,6 +188,18 @@ pub(super) fn http_from(netns: &NetNs, address: Ipv4Addr, port: u16, path: &str)
         bail!("{to}{path} answers {head:?}");
     }
     Ok(body.trim().to_owned())
+}
+
+/// Whether an answer holds as much as its head promises.
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer);
+    text.split_once("\r\n\r\n").is_some_and(|(head, body)| {
+        head.lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+            .and_then(|(_, length)| length.trim().parse().ok())
+            .is_some_and(|length: usize| body.len() >= length)
+    })
 }
 
 /// Whether an answer of `/clientip` names this address.
