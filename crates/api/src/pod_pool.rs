@@ -245,6 +245,16 @@ pub enum PoolError {
         /// The largest range.
         largest: PodCidr,
     },
+    /// A list names a range twice.
+    #[error("spec.{field}[{index}]: {text} stands in the list twice")]
+    Duplicate {
+        /// The list.
+        field: &'static str,
+        /// The second position in it, from 0.
+        index: usize,
+        /// The range.
+        text: String,
+    },
     /// Two ranges of the pool share addresses.
     #[error("spec.cidrs: {outer} overlaps {inner}")]
     Overlap {
@@ -398,7 +408,7 @@ impl From<PoolError> for UserError {
                     largest.net().prefix_len()
                 ),
             ),
-            PoolError::Overlap { .. } => (codes::CIDR_OVERLAP, "remove one of the two".to_owned()),
+            PoolError::Overlap { .. } | PoolError::Duplicate { .. } => (codes::CIDR_OVERLAP, "remove one of the two".to_owned()),
             PoolError::ExcludesNothing(_) => (
                 codes::ADDRESS_OUTSIDE_RANGE,
                 "remove it from spec.excluded, or correct it".to_owned(),
@@ -429,6 +439,11 @@ fn parse_all<T>(
     texts: &[String],
     parse: impl Fn(&str) -> Result<T, CidrError>,
 ) -> Result<Vec<T>, PoolError> {
+    let repeated = (1..texts.len()).find(|index| texts[..*index].contains(&texts[*index]));
+    if let Some(index) = repeated {
+        let text = texts[index].clone();
+        return Err(PoolError::Duplicate { field, index, text });
+    }
     texts
         .iter()
         .enumerate()

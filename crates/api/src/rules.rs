@@ -73,8 +73,8 @@ pub(crate) fn pool_spec() -> Vec<Value> {
             "rule": format!(
                 "self.ipam == 'node' || size(self.cidrs) == 0 || !{well_formed} || self.cidrs.exists(c, cidr(c).prefixLength() <= self.blockSize)"
             ),
-            "messageExpression": "'a block of /%d is larger than /%d, the largest range of the pool: use smaller blocks (a greater number) or a larger range'\
-                .format([self.blockSize, self.cidrs.map(c, cidr(c).prefixLength()).min()])",
+            "messageExpression": "'a block of /%d is larger than %s, the largest range of the pool: use smaller blocks (a greater number) or a larger range'\
+                .format([self.blockSize, self.cidrs.filter(c, cidr(c).prefixLength() == self.cidrs.map(d, cidr(d).prefixLength()).min())[0]])",
             "fieldPath": ".blockSize",
         }),
         json!({

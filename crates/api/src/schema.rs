@@ -122,12 +122,14 @@ pub(crate) fn identities(generator: &mut SchemaGenerator) -> Schema {
 
 /// Conditions, one per type.
 pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
-    keyed(&one_condition(false), "type", 16)
+    keyed(&one_condition(), "type", 16)
 }
 
 /// A condition, or none.
 pub(crate) fn optional_condition(_: &mut SchemaGenerator) -> Schema {
-    one_condition(true)
+    let mut schema = one_condition();
+    schema.insert("nullable".to_owned(), true.into());
+    schema
 }
 
 /// A list of at most `max_items` objects that `key` tells apart.
@@ -142,10 +144,9 @@ fn keyed(items: &Schema, key: &str, max_items: u32) -> Schema {
 }
 
 /// A condition as Kubernetes' own types have it (`metav1.Condition`), with the limits its documentation states.
-fn one_condition(nullable: bool) -> Schema {
+fn one_condition() -> Schema {
     json_schema!({
         "type": "object",
-        "nullable": nullable,
         "required": ["type", "status", "reason", "message", "lastTransitionTime"],
         "properties": {
             "type": {
