@@ -63,8 +63,8 @@ pub fn to_uplink(ctx: TcContext) -> i32 {
 /// Ingress of the uplink: nothing reaches a pod's address outside the overlay.
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx);
-    let result = uplink::try_from_uplink(&skb);
+    let mut skb = Skb::new(&ctx);
+    let result = uplink::try_from_uplink(&mut skb);
     finish(&skb, result)
 }
 

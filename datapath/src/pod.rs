@@ -69,7 +69,7 @@ pub fn try_from_pod(skb: &mut Skb) -> Verdict {
                 stack::forget(skb, &ip);
             }
             let vni = Vni::from_raw(endpoint.identity);
-            transport::send(skb, config, prefix.underlay, vni, ForwardPath::PodToOverlay)
+            transport::send(skb, config, &ip, prefix.underlay, vni, ForwardPath::PodToOverlay)
         }
         Some((PrefixKind::Pool, _)) => Err(DropReason::NoBlock),
         Some((PrefixKind::SelfNode | PrefixKind::Native, _)) | None => {

@@ -5,21 +5,33 @@
 )]
 
 use core::mem::{self, MaybeUninit};
+use core::ptr;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_ZERO_CSUM_TX, bpf_hdr_start_off::BPF_HDR_START_NET},
+    bindings::{
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_hdr_start_off::BPF_HDR_START_NET,
+    },
     helpers::generated as helpers,
     programs::TcContext,
 };
-use weft_abi::{Address, Mac, Vni};
+use weft_abi::{
+    Address, Mac, VXLAN_OVERHEAD, Vni,
+    packet::ETHERNET_LEN,
+    tunnel::{OUTER_HALFWORDS, TUNNEL_TTL},
+};
 
 /// `PACKET_HOST` (include/uapi/linux/if_packet.h): the frame is for this host.
 const PACKET_HOST: u32 = 0;
-/// Time to live of outer headers.
-const TUNNEL_TTL: u8 = 64;
+/// Differentiated services (RFC 2474), without congestion, which the overlay device carries over by itself.
+const DIFFERENTIATED_SERVICES: u8 = 0xfc;
+
 /// The packet a program runs for.
 pub struct Skb {
     raw: *mut __sk_buff,
+    /// Where the frame begins that [`load`](Self::load) counts from.
+    base: u32,
 }
 
 /// `struct bpf_tunnel_key` as it was before `local_ipv4` was added in 6.0; later kernels still take that size.
@@ -29,7 +41,7 @@ struct RawTunnelKey {
     /// Host byte order, unlike every other address here.
     remote_ipv4: u32,
     rest_of_remote_ipv6: [u32; 3],
-    /// Type of service, time to live and flags; only the second is used.
+    /// Type of service, time to live and flags; the last are not used.
     tos_ttl_flags: [u8; 4],
     label: u32,
 }
@@ -46,7 +58,19 @@ pub struct TunnelKey {
 impl Skb {
     #[inline(always)]
     pub fn new(ctx: &TcContext) -> Self {
-        Self { raw: ctx.skb.skb }
+        Self {
+            raw: ctx.skb.skb,
+            base: 0,
+        }
+    }
+
+    /// The packet as it will be without outer headers, for [`load`](Self::load).
+    #[inline(always)]
+    pub fn inner(&self) -> Self {
+        Self {
+            raw: self.raw,
+            base: VXLAN_OVERHEAD,
+        }
     }
 
     /// Length in bytes from the Ethernet header on.
@@ -135,7 +159,12 @@ impl Skb {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
         // SAFETY: valid context; the helper writes N bytes or fails.
         let error = unsafe {
-            helpers::bpf_skb_load_bytes(self.raw.cast(), offset, bytes.as_mut_ptr().cast(), N as u32)
+            helpers::bpf_skb_load_bytes(
+                self.raw.cast(),
+                self.base + offset,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+            )
         };
         if error != 0 {
             return None;
@@ -201,10 +230,10 @@ impl Skb {
         })
     }
 
-    /// Sets where the overlay device sends the packet. `None` when the address is not IPv4 or the kernel refuses.
+    /// Sets where the overlay device sends the packet, and as what type of service. `None` when the address is not IPv4 or the kernel refuses.
     #[inline(always)]
-    pub fn set_tunnel_key(&mut self, remote: Address, vni: Vni) -> Option<()> {
-        let key = RawTunnelKey::new(vni.raw(), u32::from_be_bytes(remote.as_v4()?), TUNNEL_TTL);
+    pub fn set_tunnel_key(&mut self, remote: Address, vni: Vni, service: u8) -> Option<()> {
+        let key = RawTunnelKey::new(vni.raw(), u32::from_be_bytes(remote.as_v4()?), service);
         // The inner packet has its own checksums, and the outer one costs a pass over the payload.
         let flags = u64::from(BPF_F_ZERO_CSUM_TX);
         // SAFETY: valid context; the helper reads the given size, which is the struct's.
@@ -218,6 +247,65 @@ impl Skb {
         };
         if error == 0 { Some(()) } else { None }
     }
+
+    /// Hash of the packet's flow.
+    #[inline(always)]
+    pub fn flow_hash(&mut self) -> u32 {
+        // SAFETY: valid context.
+        unsafe { helpers::bpf_get_hash_recalc(self.raw) }
+    }
+
+    /// Makes room for [`write_outer`](Self::write_outer) behind the Ethernet header, and tells the kernel what goes
+    /// there, so that it segments super-packets and sums their payload as for its own tunnels. `None`, and the packet as
+    /// it was, when the kernel cannot.
+    #[inline(always)]
+    pub fn grow(&mut self) -> Option<()> {
+        // BPF_F_ADJ_ROOM_ENCAP_L2(len), a macro in C.
+        const INNER_ETHERNET: u64 = (ETHERNET_LEN as u64) << 56;
+        let flags = u64::from(
+            BPF_F_ADJ_ROOM_FIXED_GSO
+                | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+                | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+                | BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
+        );
+        self.adjust(VXLAN_OVERHEAD as i32, flags | INNER_ETHERNET)
+    }
+
+    /// Writes outer headers behind the Ethernet header.
+    #[inline(always)]
+    pub fn write_outer(&mut self, headers: &[u16; OUTER_HALFWORDS]) -> Option<()> {
+        // SAFETY: valid context; the helper reads the given size, which is the array's.
+        let error = unsafe {
+            helpers::bpf_skb_store_bytes(
+                self.raw,
+                ETHERNET_LEN,
+                headers.as_ptr().cast(),
+                mem::size_of_val(headers) as u32,
+                0,
+            )
+        };
+        if error == 0 { Some(()) } else { None }
+    }
+
+    /// Removes outer headers. `None`, and the packet as it was, when the kernel cannot.
+    #[inline(always)]
+    pub fn shrink(&mut self) -> Option<()> {
+        self.adjust(-(VXLAN_OVERHEAD as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))
+    }
+
+    /// Marks congestion on the packet; has no effect where its transport does not understand that.
+    #[inline(always)]
+    pub fn set_congested(&mut self) {
+        // SAFETY: valid context.
+        unsafe { helpers::bpf_skb_ecn_set_ce(self.raw) };
+    }
+
+    #[inline(always)]
+    fn adjust(&mut self, by: i32, flags: u64) -> Option<()> {
+        // SAFETY: valid context. `&mut self`: what pointed into the packet is gone.
+        let error = unsafe { helpers::bpf_skb_adjust_room(self.raw, by, BPF_ADJ_ROOM_MAC, flags) };
+        if error == 0 { Some(()) } else { None }
+    }
 }
 
 // === impl RawTunnelKey ===
@@ -226,7 +314,7 @@ impl RawTunnelKey {
     const SIZE: u32 = mem::size_of::<Self>() as u32;
 
     #[inline(always)]
-    fn new(id: u32, remote_ipv4: u32, ttl: u8) -> MaybeUninit<Self> {
+    fn new(id: u32, remote_ipv4: u32, service: u8) -> MaybeUninit<Self> {
         let mut key = MaybeUninit::<Self>::uninit();
         let words = key.as_mut_ptr().cast::<u32>();
         // SAFETY: seven words are the whole struct. Volatile, or the compiler makes a call to memset of the zeros.
@@ -236,7 +324,12 @@ impl RawTunnelKey {
             words.add(2).write_volatile(0);
             words.add(3).write_volatile(0);
             words.add(4).write_volatile(0);
-            words.add(5).write_volatile(u32::from_ne_bytes([0, ttl, 0, 0]));
+            words.add(5).write_volatile(u32::from_ne_bytes([
+                service & DIFFERENTIATED_SERVICES,
+                TUNNEL_TTL,
+                0,
+                0,
+            ]));
             words.add(6).write_volatile(0);
         }
         key
@@ -248,6 +341,13 @@ impl RawTunnelKey {
 pub fn redirect(ifindex: u32) -> i32 {
     // SAFETY: takes integers only.
     unsafe { helpers::bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Sends the packet out of `ifindex` to the next hop that the node's routes and neighbours say, found out if need be.
+#[inline(always)]
+pub fn redirect_neigh(ifindex: u32) -> i32 {
+    // SAFETY: without parameters the helper asks the routes, and takes integers only.
+    unsafe { helpers::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) as i32 }
 }
 
 /// Hands the packet to the peer of the veth `ifindex`, in the peer's namespace.

@@ -6,7 +6,7 @@ use weft_abi::{Address, DropReason, PrefixKind, packet::ETHERTYPE_IPV4};
 
 use crate::{
     skb::Skb,
-    tables,
+    tables, transport,
     verdict::{Action, Verdict},
 };
 
@@ -30,7 +30,12 @@ pub fn try_to_uplink(skb: &Skb) -> Verdict {
 }
 
 #[inline(always)]
-pub fn try_from_uplink(skb: &Skb) -> Verdict {
+pub fn try_from_uplink(skb: &mut Skb) -> Verdict {
+    if let Some(config) = tables::config()
+        && let Some(action) = transport::receive(skb, config)?
+    {
+        return Ok(action);
+    }
     let Some(ends) = ends_of(skb)? else {
         return Ok(Action::Ignore);
     };

@@ -1,10 +1,10 @@
 //! What a program decides, and how the kernel is told.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use weft_abi::{DropReason, ForwardPath};
+use weft_abi::{DropReason, ForwardPath, VXLAN_OVERHEAD};
 
 use crate::{
-    skb::{Skb, redirect, redirect_peer},
+    skb::{Skb, redirect, redirect_neigh, redirect_peer},
     tables,
 };
 
@@ -16,6 +16,8 @@ pub enum Action {
     Pass(ForwardPath),
     /// Send it out of an interface.
     Redirect(ForwardPath, u32),
+    /// Send it, with outer headers around it, out of an interface to the next hop of its route.
+    RedirectNeighbour(ForwardPath, u32),
     /// Hand it to the other side of a veth pair, as if it had arrived there.
     RedirectPeer(ForwardPath, u32),
 }
@@ -36,6 +38,11 @@ pub fn finish(skb: &Skb, verdict: Verdict) -> i32 {
         Ok(Action::Redirect(path, ifindex)) => {
             tables::count_forward(path, skb.len());
             redirect(ifindex)
+        }
+        Ok(Action::RedirectNeighbour(path, ifindex)) => {
+            // As counted where the overlay device adds them.
+            tables::count_forward(path, skb.len() - VXLAN_OVERHEAD);
+            redirect_neigh(ifindex)
         }
         Ok(Action::RedirectPeer(path, ifindex)) => {
             tables::count_forward(path, skb.len());

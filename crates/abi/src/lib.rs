@@ -12,6 +12,7 @@ mod counters;
 mod identity;
 mod maps;
 pub mod packet;
+pub mod tunnel;
 
 pub use address::{Address, Mac};
 pub use counters::{Counter, DropReason, ForwardPath};

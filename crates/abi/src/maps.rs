@@ -50,8 +50,9 @@ pub struct Config {
     pub overlay_ifindex: u32,
     /// Largest IP packet, in bytes, that may enter the overlay.
     pub pod_mtu: u32,
-    /// Reserved, zero.
-    pub flags: u32,
+    /// Interface index of the uplink where programs write and strip outer headers themselves; 0 where the overlay device
+    /// does. What was always zero here meant the same.
+    pub direct_ifindex: u32,
     /// UDP port of the overlay, host byte order.
     pub vxlan_port: u16,
     /// Explicit padding, zero.
@@ -194,6 +195,17 @@ impl PrefixKind {
     #[must_use]
     pub const fn bypasses_stack(self) -> bool {
         matches!(self, Self::LocalBlock | Self::RemoteBlock | Self::RemoteNode)
+    }
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Whether programs at this interface take packets of the overlay without its device.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_direct_at(&self, ifindex: u32) -> bool {
+        self.direct_ifindex == ifindex && ifindex != 0
     }
 }
 

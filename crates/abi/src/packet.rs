@@ -43,6 +43,8 @@ pub struct Ipv4 {
     pub source: Address,
     /// Destination, v4-mapped.
     pub destination: Address,
+    /// Type of service: differentiated services and congestion (RFC 2474, RFC 3168).
+    pub service: u8,
     /// IP protocol number.
     pub protocol: u8,
     /// Length of the IPv4 header with options, 20 to 60 bytes.
@@ -139,7 +141,7 @@ impl Ipv4 {
             d0,
             d1, // source, destination
         ] = *frame;
-        let [version_and_len, _] = version_and_service.to_ne_bytes();
+        let [version_and_len, service] = version_and_service.to_ne_bytes();
         let [_, protocol] = lifetime_and_protocol.to_ne_bytes();
         let words = version_and_len & 0x0f;
         if version_and_len >> 4 != 4 || words < 5 {
@@ -149,6 +151,7 @@ impl Ipv4 {
             source_mac: Mac::from_halfwords([m0, m1, m2]),
             source: Address::v4_halfwords(s0, s1),
             destination: Address::v4_halfwords(d0, d1),
+            service,
             protocol,
             header_len: words * 4,
             fragment: Fragment::parse(u16::from_be(fragment)),
@@ -161,6 +164,13 @@ impl Ipv4 {
     #[must_use]
     pub const fn transport_offset(&self) -> u32 {
         ETHERNET_LEN + self.header_len as u32
+    }
+
+    /// Whether its transport understands marks of congestion (ECN-capable, RFC 3168 section 5).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_congestion_capable(&self) -> bool {
+        self.service & 0b11 != 0
     }
 
     /// The flow, given what the transport header says.

@@ -20,7 +20,7 @@ fn bytes(halfwords: &[u16]) -> Vec<u8> {
 
 const FRAME: [u8; 34] = [
     2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00, // Ethernet
-    0x45, 0, 0, 33, 0x12, 0x34, 0x40, 0, 64, 17, 0, 0, 10, 244, 0, 1, 10, 244, 1, 2, // IPv4
+    0x45, 0xb9, 0, 33, 0x12, 0x34, 0x40, 0, 64, 17, 0, 0, 10, 244, 0, 1, 10, 244, 1, 2, // IPv4
 ];
 
 fn parsed(change: impl Fn(&mut [u8; 34])) -> Option<Ipv4> {
@@ -35,6 +35,7 @@ fn an_ipv4_header_is_read_whole() {
         source_mac: Mac::new([2, 0, 0, 0, 0, 2]),
         source: Address::v4([10, 244, 0, 1]),
         destination: Address::v4([10, 244, 1, 2]),
+        service: 0xb9,
         protocol: PROTOCOL_UDP,
         header_len: 20,
         fragment: Fragment::Whole,

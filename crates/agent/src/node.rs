@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_abi::VXLAN_OVERHEAD;
-use weft_kernel::bpf::{Attachment, Datapath, NodeConfig, PrefixTarget, Program};
+use weft_kernel::bpf::{Attachment, Datapath, NodeConfig, PrefixTarget, Program, Transport};
 use weft_kernel::nft::{Applied, Nft, Ruleset, WeftNft, weft_table};
 use weft_kernel::rtnl::{
     Address, Link, MAIN_TABLE, RTPROT_WEFT, Route, RouteFilter, RouteKey, RouteKind, Rtnl, VxlanSpec,
@@ -294,6 +294,7 @@ impl NodeNet {
             overlay_ifindex: overlay,
             pod_mtu: mtu,
             vxlan_port: self.settings.vxlan_port,
+            transport: Transport::Device,
         };
         if datapath.config()? != Some(config) {
             datapath.configure(&config)?;

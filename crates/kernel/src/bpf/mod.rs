@@ -36,7 +36,7 @@ pub use attach::{AttachMode, Attachment, Hook};
 use convert::Raw;
 pub use counters::{Count, Counters};
 use pins::Pins;
-pub use tables::{Endpoint, Endpoints, NodeConfig, Nodes, PrefixTarget, Prefixes};
+pub use tables::{Endpoint, Endpoints, NodeConfig, Nodes, PrefixTarget, Prefixes, Transport};
 pub use test_run::{Outcome, Packet};
 
 /// The object that datapath/ builds.

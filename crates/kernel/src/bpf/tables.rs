@@ -25,6 +25,18 @@ pub struct NodeConfig {
     pub pod_mtu: u32,
     /// UDP port of the overlay.
     pub vxlan_port: u16,
+    /// How packets get to other nodes.
+    pub transport: Transport,
+}
+
+/// How packets get to other nodes and come from them; on the wire all are the same. May change at any time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// By the overlay device.
+    Device,
+    /// Past it, by programs at the pods' interfaces and at the uplink with this interface index, which must have
+    /// Ethernet headers and be where routes to all nodes lead.
+    Direct(u32),
 }
 
 /// What is behind a prefix.
@@ -90,7 +102,10 @@ impl Datapath {
             underlay: to_abi(config.underlay),
             overlay_ifindex: config.overlay_ifindex,
             pod_mtu: config.pod_mtu,
-            flags: 0,
+            direct_ifindex: match config.transport {
+                Transport::Device => 0,
+                Transport::Direct(uplink) => uplink,
+            },
             vxlan_port: config.vxlan_port,
             reserved: 0,
         };
@@ -110,6 +125,10 @@ impl Datapath {
             overlay_ifindex: value.overlay_ifindex,
             pod_mtu: value.pod_mtu,
             vxlan_port: value.vxlan_port,
+            transport: match value.direct_ifindex {
+                0 => Transport::Device,
+                uplink => Transport::Direct(uplink),
+            },
         }))
     }
 

@@ -2,6 +2,7 @@
 //! They need root; without it each says that it was skipped.
 
 mod delivery;
+mod direct;
 mod frames;
 mod lifecycle;
 mod mtu;

@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use weft_kernel::bpf::{DropReason, ForwardPath, Packet, PrefixTarget, Program};
+use weft_kernel::bpf::{DropReason, ForwardPath, Packet, PrefixTarget, Program, Transport};
 use weft_kernel::target::Target;
 use weft_model::Mac;
 
@@ -45,6 +45,8 @@ pub(crate) enum Want {
 impl Bench {
     pub(crate) fn new() -> Self {
         let mut cluster = Cluster::new(2);
+        // What the other transport writes is seen on the wire.
+        cluster.nodes[0].switch(Transport::Device);
         let native = "192.0.2.0/24".parse().unwrap();
         cluster.nodes[0]
             .datapath

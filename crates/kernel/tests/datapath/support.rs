@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use weft_kernel::bpf::{Datapath, DropReason, Endpoint, ForwardPath, NodeConfig, Options, PrefixTarget};
+use weft_kernel::bpf::{
+    Datapath, DropReason, Endpoint, ForwardPath, NodeConfig, Options, PrefixTarget, Transport,
+};
 use weft_kernel::nft::{Nft, WeftNft, weft_table};
 use weft_kernel::process::{Signal, processes_in};
 use weft_kernel::rtnl::{Address, LinkSpec, Neighbour, Route, Rtnl, VxlanSpec};
@@ -36,6 +38,15 @@ pub(crate) fn root(test: &str) -> bool {
         eprintln!("{test}: SKIPPED, needs root to make network namespaces and load eBPF programs");
     }
     root
+}
+
+/// The transport that all tests are run with: `WEFT_TEST_TRANSPORT=direct`, or the device's.
+fn transport(uplink: u32) -> Transport {
+    match std::env::var("WEFT_TEST_TRANSPORT").as_deref() {
+        Ok("direct") => Transport::Direct(uplink),
+        Ok("device") | Err(_) => Transport::Device,
+        Ok(other) => panic!("WEFT_TEST_TRANSPORT={other} is neither direct nor device"),
+    }
 }
 
 /// Returns from the test unless it runs as root.
@@ -289,6 +300,7 @@ impl Node {
             overlay_ifindex: overlay,
             pod_mtu: POD_MTU,
             vxlan_port: VXLAN_PORT,
+            transport: transport(uplink),
         };
         datapath.configure(&config).unwrap();
         assert_eq!(datapath.config().unwrap(), Some(config));
@@ -314,6 +326,32 @@ impl Node {
         };
         node.masquerade();
         node
+    }
+
+    /// Changes how packets get to other nodes.
+    pub(crate) fn switch(&mut self, transport: Transport) {
+        let before = self.datapath.config().unwrap().unwrap();
+        let config = NodeConfig { transport, ..before };
+        self.datapath.configure(&config).unwrap();
+        assert_eq!(self.datapath.config().unwrap(), Some(config));
+    }
+
+    /// Packets that the overlay device received and sent.
+    pub(crate) fn by_device(&self) -> [u64; 2] {
+        let table = self.ns.exec("cat /proc/net/dev");
+        let (_, numbers) = table
+            .lines()
+            .find_map(|line| {
+                line.trim_start()
+                    .split_once("weft0:")
+                    .filter(|(before, _)| before.is_empty())
+            })
+            .unwrap();
+        let numbers: Vec<u64> = numbers
+            .split_whitespace()
+            .map(|number| number.parse().unwrap())
+            .collect();
+        [numbers[1], numbers[9]]
     }
 
     /// The rules that an agent keeps.
