@@ -1,6 +1,7 @@
 //! `cargo xtask kube check`: what a cluster's network has to do, tried with real pods, kubectl and the machines around.
 
 mod kubelet;
+mod live;
 mod network;
 mod scene;
 mod services;
@@ -94,7 +95,7 @@ pub fn run(
     let mut checks = Vec::new();
     let selected =
         |check: &&Check| tests.is_empty() || tests.iter().any(|text| check.name.contains(text.as_str()));
-    let all = network::ALL.iter().chain(services::ALL).chain(kubelet::ALL);
+    let all = network::ALL.iter().chain(services::ALL).chain(kubelet::ALL).chain(live::ALL);
     for check in all.filter(selected) {
         let result = check.try_on(&scene);
         on_result(&result);

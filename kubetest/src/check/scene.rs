@@ -1,7 +1,8 @@
 //! Where the checks take place: pods on two nodes, Services before them, and the machines around.
 
+use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -86,23 +87,7 @@ impl Scene {
             "pod/a2",
             "pod/b",
         ])?;
-        let find = |name: &'static str, node: &Node| -> Result<Pod> {
-            Ok(Pod {
-                name,
-                address: kubectl
-                    .read(&[
-                        "--namespace",
-                        NAMESPACE,
-                        "get",
-                        "pod",
-                        name,
-                        "--output=jsonpath={.status.podIP}",
-                    ])?
-                    .parse()
-                    .with_context(|| format!("address of pod {name}"))?,
-                node: node.clone(),
-            })
-        };
+        let find = |name, node: &Node| find(&kubectl, name, node);
         Ok(Self {
             cluster: cluster.clone(),
             image,
@@ -111,6 +96,19 @@ impl Scene {
             b: find("b", second)?,
             kubectl,
         })
+    }
+
+    /// One more pod, ready.
+    pub(super) fn new_pod(&self, name: &'static str, node: &Node) -> Result<Pod> {
+        self.kubectl
+            .apply(&pod(name, &node.name, &self.image).to_string())?;
+        self.read(&[
+            "wait",
+            "--for=condition=Ready",
+            "--timeout=90s",
+            &format!("pod/{name}"),
+        ])?;
+        find(&self.kubectl, name, node)
     }
 
     pub(super) fn clean_up(&self) -> Result<()> {
@@ -157,6 +155,21 @@ impl Scene {
         Ok(NetNs::named(&self.cluster.node_netns(&node.name))?)
     }
 
+    /// The network of a pod.
+    pub(super) fn pod(&self, pod: &Pod) -> Result<NetNs> {
+        let uid = self.field(&format!("pod/{}", pod.name), "{.metadata.uid}")?;
+        // The name of its control groups is all of a pod that is to be seen from outside its node.
+        let group = format!("pod{uid}");
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let of_pod =
+                fs::read_to_string(entry.path().join("cgroup")).is_ok_and(|text| text.contains(&group));
+            if of_pod {
+                return Ok(NetNs::open(entry.path().join("ns/net"))?);
+            }
+        }
+        bail!("pod {} has no process on this machine", pod.name)
+    }
+
     /// The network beyond the nodes.
     pub(super) fn outside(&self) -> Result<NetNs> {
         Ok(NetNs::named(&crate::vnet::netns_name(&self.cluster.config.vnet))?)
@@ -168,16 +181,24 @@ pub(super) fn http_from(netns: &NetNs, address: Ipv4Addr, port: u16, path: &str)
     let to = SocketAddr::from((address, port));
     let mut stream = sockets::tcp_connect(netns, to, REQUEST).with_context(|| format!("connect to {to}"))?;
     stream.set_read_timeout(Some(REQUEST))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
+    ask(&mut stream, path).with_context(|| format!("ask {to}{path}"))
+}
+
+/// The body of an HTTP answer on a connection, which can be asked again afterwards.
+pub(super) fn ask(stream: &mut TcpStream, path: &str) -> Result<String> {
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n",
+        stream.peer_addr()?
+    )?;
     let mut answer = Vec::new();
     let mut chunk = [0; 4096];
     // The connection is left open by the server: kubectl resets a forwarded one that its server closes first, and what
     // was not read by then is lost.
     while !is_whole(&answer) {
-        match stream.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(count) => answer.extend_from_slice(&chunk[..count]),
-            Err(error) => return Err(error).with_context(|| format!("read from {to}")),
+        match stream.read(&mut chunk)? {
+            0 => break,
+            count => answer.extend_from_slice(&chunk[..count]),
         }
     }
     let answer = String::from_utf8(answer).context("an answer that is no text")?;
@@ -185,7 +206,7 @@ pub(super) fn http_from(netns: &NetNs, address: Ipv4Addr, port: u16, path: &str)
         .split_once("\r\n\r\n")
         .context("an answer without a body")?;
     if !head.lines().next().is_some_and(|line| line.contains(" 200 ")) {
-        bail!("{to}{path} answers {head:?}");
+        bail!("answered {head:?}");
     }
     Ok(body.trim().to_owned())
 }
@@ -212,6 +233,25 @@ pub(super) fn expect_client(answer: &str, wanted: Ipv4Addr) -> Result<()> {
         bail!("the server saw {seen} instead of {wanted}");
     }
     Ok(())
+}
+
+fn find(kubectl: &Kubectl, name: &'static str, node: &Node) -> Result<Pod> {
+    let args = [
+        "--namespace",
+        NAMESPACE,
+        "get",
+        "pod",
+        name,
+        "--output=jsonpath={.status.podIP}",
+    ];
+    Ok(Pod {
+        name,
+        address: kubectl
+            .read(&args)?
+            .parse()
+            .with_context(|| format!("address of pod {name}"))?,
+        node: node.clone(),
+    })
 }
 
 fn pod(name: &str, node: &str, image: &str) -> Value {
