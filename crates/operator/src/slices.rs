@@ -38,7 +38,7 @@ pub(crate) fn pack(
     size: usize,
 ) -> Vec<SliceChange> {
     let mut placed = BTreeSet::new();
-    let mut packed: BTreeMap<&str, Vec<NodeSliceEntry>> = BTreeMap::new();
+    let mut packed: BTreeMap<&str, Vec<&NodeSliceEntry>> = BTreeMap::new();
     for (slice, entries) in slices {
         let mut kept = Vec::with_capacity(entries.len());
         for old in entries {
@@ -46,7 +46,7 @@ pub(crate) fn pack(
                 && kept.len() < size
                 && placed.insert(old.name.as_str())
             {
-                kept.push(entry.clone());
+                kept.push(entry);
             }
         }
         packed.insert(slice, kept);
@@ -54,7 +54,7 @@ pub(crate) fn pack(
     let mut unplaced = nodes
         .iter()
         .filter(|(name, _)| !placed.contains(name.as_str()))
-        .map(|(_, entry)| entry.clone())
+        .map(|(_, entry)| entry)
         .peekable();
     for entries in packed.values_mut() {
         let room = size.saturating_sub(entries.len());
@@ -62,12 +62,12 @@ pub(crate) fn pack(
     }
     let mut changes: Vec<SliceChange> = packed
         .into_iter()
-        .filter(|(slice, entries)| entries.is_empty() || slices.get(*slice) != Some(entries))
+        .filter(|(slice, entries)| entries.is_empty() || !slices[*slice].iter().eq(entries.iter().copied()))
         .map(|(slice, entries)| {
             if entries.is_empty() {
                 SliceChange::Delete(slice.to_owned())
             } else {
-                SliceChange::Set(slice.to_owned(), entries)
+                SliceChange::Set(slice.to_owned(), entries.into_iter().cloned().collect())
             }
         })
         .collect();
@@ -75,7 +75,7 @@ pub(crate) fn pack(
         .map(|number| format!("nodes-{number}"))
         .filter(|name| !slices.contains_key(name));
     while unplaced.peek().is_some() {
-        let entries = unplaced.by_ref().take(size).collect();
+        let entries = unplaced.by_ref().take(size).cloned().collect();
         changes.extend(names.next().map(|name| SliceChange::Create(name, entries)));
     }
     changes

@@ -2,17 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{BoxStream, StreamExt, select_all};
+use futures::stream::{self, BoxStream, Stream, StreamExt, select_all};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use weft_api::{NodeNetwork, NodeSlice, PodPool};
 
 use crate::index::{Action, Index, Source};
@@ -21,8 +22,14 @@ use crate::metrics::Metrics;
 use crate::read::{SlimNode, set_network, set_node, set_pool, set_service_cidr, set_slice};
 use crate::write::{Answer, Write, WriteError, Writer};
 
-/// Events that are there at once are planned for once.
+/// Events that are there at once are taken at once.
 const BURST: usize = 4096;
+
+/// Between two bursts of events: a plan looks at every node, and events rarely come alone.
+const PACE: Duration = Duration::from_millis(100);
+
+/// Statuses written before events are looked at again: there may be one for every node.
+const STATUSES: usize = 256;
 
 /// The first wait after a write that failed; doubled up to [`MAX_RETRY`].
 const MIN_RETRY: Duration = Duration::from_millis(500);
@@ -46,7 +53,7 @@ pub(crate) async fn run(
     leadership: Arc<Leadership>,
     metrics: Arc<Metrics>,
 ) {
-    let mut updates = select_all([
+    let updates = select_all([
         updates(Api::all(client.clone()), Source::Nodes, Update::Node),
         updates(Api::all(client.clone()), Source::Networks, Update::Network),
         updates(Api::all(client.clone()), Source::Pools, Update::Pool),
@@ -56,14 +63,14 @@ pub(crate) async fn run(
             Source::ServiceCidrs,
             Update::ServiceCidr,
         ),
-    ])
-    .ready_chunks(BURST);
+    ]);
+    let mut bursts = pin!(bursts(updates, PACE));
     let writer = Writer::new(client, identity, Arc::clone(&leadership), Arc::clone(&metrics));
     let mut state = State::new(index, writer, leadership, metrics);
     loop {
         let wake = state.wake();
         let changed = tokio::select! {
-            burst = updates.next() => match burst {
+            burst = bursts.next() => match burst {
                 Some(burst) => {
                     let changes = burst.into_iter().map(|update| state.apply(update));
                     changes.fold(false, |any, changed| any | changed)
@@ -134,28 +141,28 @@ impl State {
                 self.try_again();
                 return;
             }
-            if plan.actions.is_empty() {
-                self.retry = MIN_RETRY;
-                return;
+            let acted = !plan.actions.is_empty();
+            let mut failed = self.write(plan.actions).await;
+            if acted && failed.is_empty() {
+                continue;
             }
-            let writes = plan.actions.into_iter().map(|action| {
-                let version = self.version_of(&action);
-                Write { action, version }
-            });
-            let answers = self.writer.write(writes.collect()).await;
-            let mut failed: Vec<(Action, WriteError)> = Vec::new();
-            for (write, answer) in answers {
-                match answer {
-                    Ok(answer) => self.feed_back(&write.action, answer),
-                    Err(error) => failed.push((write.action, error)),
-                }
-            }
+            let mut statuses = plan.statuses;
+            let more = statuses.len() > STATUSES;
+            statuses.truncate(STATUSES);
+            let told = !statuses.is_empty();
+            failed.extend(self.write(statuses).await);
             let Some((action, error)) = failed
                 .iter()
                 .find(|(_, error)| !error.is_conflict())
                 .or(failed.first())
             else {
-                continue;
+                self.retry = MIN_RETRY;
+                if more {
+                    self.wake = Some(Instant::now());
+                } else if told {
+                    continue;
+                }
+                return;
             };
             if error.is_conflict() {
                 tracing::debug!(failed = failed.len(), first = ?action, %error, "somebody else wrote meanwhile");
@@ -166,6 +173,23 @@ impl State {
             self.try_again();
             return;
         }
+    }
+
+    /// Does `actions`; returns those that failed.
+    async fn write(&mut self, actions: Vec<Action>) -> Vec<(Action, WriteError)> {
+        let writes = actions.into_iter().map(|action| {
+            let version = self.version_of(&action);
+            Write { action, version }
+        });
+        let answers = self.writer.write(writes.collect()).await;
+        let mut failed = Vec::new();
+        for (write, answer) in answers {
+            match answer {
+                Ok(answer) => self.feed_back(&write.action, answer),
+                Err(error) => failed.push((write.action, error)),
+            }
+        }
+        failed
     }
 
     fn try_again(&mut self) {
@@ -195,6 +219,8 @@ impl State {
                 self.event(Source::Networks, Event::Apply(network), set_network);
             }
             Answer::Pool(pool) => {
+                self.index
+                    .status_written(&pool.name_any(), self.started.elapsed());
                 self.event(Source::Pools, Event::Apply(pool), set_pool);
             }
             Answer::Slice(slice) => {
@@ -300,6 +326,20 @@ fn version<K: Resource>(object: &K) -> u64 {
         .unwrap_or(0)
 }
 
+/// The first update comes at once, and what comes within `pace` of a burst before comes in one.
+fn bursts<T>(updates: impl Stream<Item = T> + Unpin, pace: Duration) -> impl Stream<Item = Vec<T>> {
+    let chunks = updates.ready_chunks(BURST);
+    stream::unfold((chunks, Instant::now()), move |(mut chunks, until)| async move {
+        let mut burst = chunks.next().await?;
+        while Instant::now() < until
+            && let Ok(Some(more)) = timeout_at(until, chunks.next()).await
+        {
+            burst.extend(more);
+        }
+        Some((burst, (chunks, Instant::now() + pace)))
+    })
+}
+
 fn updates<K>(
     api: Api<K>,
     source: Source,
@@ -315,4 +355,34 @@ where
             Err(error) => Update::Failed(source, error),
         })
         .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::channel::mpsc;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn updates_that_follow_each_other_come_in_one_burst_and_one_alone_at_once() {
+        let (sender, receiver) = mpsc::unbounded();
+        let started = Instant::now();
+        tokio::spawn(async move {
+            for update in 0..50 {
+                sleep(Duration::from_millis(10)).await;
+                sender.unbounded_send(update).unwrap();
+            }
+            sleep(Duration::from_secs(1)).await;
+            sender.unbounded_send(50).unwrap();
+        });
+        let bursts = bursts(receiver, PACE).map(|burst| (started.elapsed().as_millis(), burst));
+        let bursts: Vec<(u128, Vec<u32>)> = bursts.collect().await;
+        assert_eq!(bursts.first(), Some(&(10, vec![0])));
+        assert_eq!(bursts.last(), Some(&(1500, vec![50])));
+        let apart = bursts.windows(2).all(|two| two[0].0 + 100 <= two[1].0);
+        assert!(apart && bursts.len() == 7, "{bursts:?}");
+        let updates: Vec<u32> = bursts.into_iter().flat_map(|(_, burst)| burst).collect();
+        assert_eq!(updates, Vec::from_iter(0..51));
+    }
 }

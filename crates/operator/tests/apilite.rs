@@ -174,6 +174,10 @@ fn blocks(network: &NodeNetwork) -> Vec<&str> {
         .collect()
 }
 
+fn granted(network: &NodeNetwork) -> bool {
+    !network.spec.blocks.is_empty()
+}
+
 fn allocation(network: &NodeNetwork) -> &str {
     let condition = network
         .status
@@ -187,9 +191,7 @@ async fn nodes_get_blocks_until_the_pool_is_dry_and_again_when_it_grows() {
     let cluster = Cluster::start(json!({"cidrs": ["10.244.0.0/28"], "blockSize": 30})).await;
     let node = cluster.add_node("n1", "10.224.0.4").await;
     cluster.add_node("n2", "10.224.0.5").await;
-    let network = cluster
-        .network("n1", |network| allocation(network) == "Granted")
-        .await;
+    let network = cluster.network("n1", granted).await;
     assert_eq!(network.spec.node_uid, node.uid().unwrap());
     cluster
         .network("n2", |network| !network.spec.blocks.is_empty())
@@ -248,9 +250,7 @@ async fn an_operator_that_starts_leaves_alone_what_is_right() {
     let mut cluster = Cluster::start(json!({"cidrs": ["10.244.0.0/16"]})).await;
     cluster.add_node("n1", "10.224.0.4").await;
     cluster.slice("nodes-0", &[("n1", "10.244.0.0/24")]).await;
-    let before = cluster
-        .network("n1", |network| allocation(network) == "Granted")
-        .await;
+    let before = cluster.network("n1", granted).await;
     cluster.restart_operator().await;
     cluster.add_node("n2", "10.224.0.5").await;
     let slice = [("n1", "10.244.0.0/24"), ("n2", "10.244.1.0/24")];
@@ -277,9 +277,7 @@ async fn a_node_that_leaves_is_unlisted_at_once_and_its_block_returns_after_the_
 async fn a_node_made_again_under_its_name_gets_a_network_of_its_own() {
     let cluster = Cluster::start(json!({"cidrs": ["10.244.0.0/16"]})).await;
     cluster.add_node("n1", "10.224.0.4").await;
-    let first = cluster
-        .network("n1", |network| allocation(network) == "Granted")
-        .await;
+    let first = cluster.network("n1", granted).await;
     cluster.delete_node("n1").await;
     let again = cluster.add_node("n1", "10.224.0.4").await;
     let uid = again.uid().unwrap();
@@ -333,7 +331,6 @@ async fn the_operator_that_loses_the_lease_writes_nothing_more() {
             .await;
     }
     for node in 2..20 {
-        let granted = |network: &NodeNetwork| allocation(network) == "Granted";
         cluster.network(&format!("n{node}"), granted).await;
     }
     let networks = cluster.networks().list(&ListParams::default()).await.unwrap();
@@ -363,9 +360,7 @@ async fn the_node_hears_what_its_agent_reports_and_keeps_the_taints_of_others() 
         .patch_status("n1", &PatchParams::default(), &kubelet)
         .await
         .unwrap();
-    cluster
-        .network("n1", |network| allocation(network) == "Granted")
-        .await;
+    cluster.network("n1", granted).await;
     let ready = json!({"type": "Ready", "status": "True", "reason": "Serving", "message": "",
         "lastTransitionTime": "2026-01-01T00:00:00Z"});
     let status = Patch::Merge(json!({"status": {"conditions": [ready]}}));

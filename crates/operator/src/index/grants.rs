@@ -77,15 +77,12 @@ impl Index {
 
     /// Takes back the blocks of nodes that are gone for the grace.
     pub(super) fn return_blocks(&mut self, now: Duration, plan: &mut Plan) {
-        let alive: BTreeSet<&NodeUid> = self.nodes.values().map(|node| &node.uid).collect();
-        self.gone.retain(|uid, _| !alive.contains(uid));
-        self.unready.retain(|uid, _| alive.contains(uid));
-        for uid in self.held.keys().filter(|uid| !alive.contains(uid)) {
-            self.gone.entry(uid.clone()).or_insert(now);
-        }
-        for network in self.networks.values() {
-            if !alive.contains(&network.node_uid) {
-                self.gone.entry(network.node_uid.clone()).or_insert(now);
+        self.gone.retain(|uid, _| !self.names.contains_key(uid));
+        self.unready.retain(|uid, _| self.names.contains_key(uid));
+        let shown = self.networks.values().map(|network| &network.node_uid);
+        for uid in self.held.keys().chain(shown) {
+            if !self.names.contains_key(uid) {
+                self.gone.entry(uid.clone()).or_insert(now);
             }
         }
         let mut over: Vec<NodeUid> = Vec::new();
@@ -97,26 +94,27 @@ impl Index {
                 plan.wake_at(until);
             }
         }
-        let shown: BTreeSet<&NodeUid> = self.networks.values().map(|network| &network.node_uid).collect();
-        over.retain(|uid| !shown.contains(uid));
+        if !over.is_empty() {
+            let shown: BTreeSet<&NodeUid> = self.networks.values().map(|network| &network.node_uid).collect();
+            over.retain(|uid| !shown.contains(uid));
+        }
         for uid in over {
             self.gone.remove(&uid);
             self.release(&uid, |_| true);
         }
-        let mut room = MAX_NOTED.saturating_sub(self.unshown_blocks(now, &BTreeSet::new()).len());
+        let mut room = None;
         for (name, network) in self.networks.iter().filter(|(_, network)| !network.deleting) {
             let over = (self.gone.get(&network.node_uid)).is_none_or(|since| *since + self.pace.grace <= now);
             let unwanted = match self.nodes.get(name) {
                 Some(node) if node.uid == network.node_uid => false,
                 Some(_) if over => true,
                 // Its name is wanted for the node's own NodeNetwork. Its blocks rest in the note meanwhile.
-                Some(_) => match room.checked_sub(network.blocks.len()) {
-                    Some(left) => {
-                        room = left;
-                        true
-                    }
-                    None => false,
-                },
+                Some(_) => {
+                    let room = room.get_or_insert_with(|| self.room(now));
+                    let left = room.checked_sub(network.blocks.len());
+                    *room = left.unwrap_or(*room);
+                    left.is_some()
+                }
                 None => over,
             };
             if unwanted {
@@ -130,8 +128,8 @@ impl Index {
 
     /// Gives blocks to the nodes that ask for some, first to those without any.
     pub(super) fn grant(&mut self, now: Duration) -> Grants {
-        self.pools.begin_grants(&self.nodes);
-        let mut room = MAX_NOTED.saturating_sub(self.unshown_blocks(now, &BTreeSet::new()).len());
+        self.pools.begin_grants(&self.addresses);
+        let mut room = None;
         let mut grants = Grants::default();
         for only_first in [true, false] {
             for (name, node) in &self.nodes {
@@ -150,13 +148,14 @@ impl Index {
                     if (has >= wanted && lasting) || has >= MAX_BLOCKS {
                         break;
                     }
-                    if room == 0 {
+                    let room = room.get_or_insert_with(|| self.room(now));
+                    if *room == 0 {
                         grants.postponed.insert(node.uid.clone());
                         break;
                     }
-                    match self.pools.allocate(node, held, &mut self.allocator) {
+                    match self.pools.allocate(node, held, &self.names, &mut self.allocator) {
                         Ok(held) => {
-                            room -= 1;
+                            *room -= 1;
                             self.held.entry(node.uid.clone()).or_default().push(held);
                         }
                         Err(mut shortage) => {
@@ -185,6 +184,9 @@ impl Index {
             let Some(blocks) = self.held.get_mut(&node.uid) else {
                 continue;
             };
+            if !(blocks.iter()).any(|held| held.retiring || self.pools.is_stale(held, node)) {
+                continue;
+            }
             let lasting: Vec<Block> = blocks
                 .iter()
                 .filter(|held| !self.pools.is_stale(held, node))
@@ -213,11 +215,9 @@ impl Index {
     }
 
     /// The blocks that a node's NodeNetwork should show.
-    pub(super) fn staying(&self, uid: &NodeUid) -> Vec<Held> {
+    pub(super) fn staying(&self, uid: &NodeUid) -> impl Iterator<Item = &Held> {
         let held = self.held.get(uid).into_iter().flatten();
-        held.filter(|held| !self.leaving.contains(&(uid.clone(), held.block)))
-            .cloned()
-            .collect()
+        held.filter(|held| !held.retiring || !self.leaving.contains(&(uid.clone(), held.block)))
     }
 
     /// What nobody but this operator knows once the plan's actions are done, or before.
@@ -231,6 +231,11 @@ impl Index {
             note.add(&held.pool, uid.as_str(), held.block.to_string());
         }
         note
+    }
+
+    /// How many blocks more may be noted.
+    fn room(&self, now: Duration) -> usize {
+        MAX_NOTED.saturating_sub(self.unshown_blocks(now, &BTreeSet::new()).len())
     }
 
     fn unshown_blocks(&self, now: Duration, leaving: &BTreeSet<&NodeName>) -> Vec<(&NodeUid, &Held)> {

@@ -151,7 +151,10 @@ pub(crate) enum Action {
 /// What [`Index::plan`] found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Plan {
+    /// What pods need to reach each other.
     pub(crate) actions: Vec<Action>,
+    /// What is only told about it. When `actions` are done others may be due.
+    pub(crate) statuses: Vec<Action>,
     /// Who leads next has to know this before any of the actions is done.
     pub(crate) note: Note,
     /// When to plan again although nothing changes, on the clock of `plan`'s argument.
@@ -174,9 +177,16 @@ pub(crate) enum Source {
 pub(crate) struct Index {
     pace: Pace,
     nodes: BTreeMap<NodeName, Node>,
+    /// The names of `nodes`.
+    names: BTreeMap<NodeUid, NodeName>,
+    /// The addresses of `nodes`.
+    addresses: BTreeMap<Ipv4Addr, BTreeSet<NodeName>>,
     networks: BTreeMap<NodeName, Network>,
     pools: Pools,
     slices: BTreeMap<String, Vec<NodeSliceEntry>>,
+    /// What the slices should say, but for the nodes in `unpublished`.
+    entries: BTreeMap<String, NodeSliceEntry>,
+    unpublished: BTreeSet<NodeName>,
     allocator: BlockAllocator,
     /// The blocks of every node, by UID; the allocator knows each of them.
     held: BTreeMap<NodeUid, Vec<Held>>,
@@ -191,8 +201,9 @@ pub(crate) struct Index {
     /// Slices may differ from what they should be.
     slices_due: bool,
     slices_not_before: Duration,
-    /// Only counts changed since the last plan.
+    /// Counts changed since the last plan, which was then.
     counts_changed: bool,
+    planned: Duration,
 }
 
 /// Why a node has not all the blocks it asks for.
@@ -234,9 +245,13 @@ impl Index {
         let mut index = Self {
             pace,
             nodes: BTreeMap::new(),
+            names: BTreeMap::new(),
+            addresses: BTreeMap::new(),
             networks: BTreeMap::new(),
             pools: Pools::new(service_cidrs),
             slices: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            unpublished: BTreeSet::new(),
             allocator: BlockAllocator::new(),
             held: BTreeMap::new(),
             leaving: BTreeSet::new(),
@@ -247,6 +262,7 @@ impl Index {
             slices_due: true,
             slices_not_before: Duration::ZERO,
             counts_changed: false,
+            planned: Duration::ZERO,
         };
         for (pool, uid, block) in note.iter() {
             if let (Ok(uid), Ok(block)) = (uid.parse(), block.parse()) {
@@ -281,13 +297,31 @@ impl Index {
 
     /// True if a plan has to be made; so for all of these.
     pub(crate) fn set_node(&mut self, name: &NodeName, node: Option<Node>) -> bool {
+        if self.nodes.get(name) == node.as_ref() {
+            return false;
+        }
+        if let Some(before) = self.nodes.get(name) {
+            self.names.remove(&before.uid);
+            for address in &before.addresses {
+                if let Some(names) = self.addresses.get_mut(address) {
+                    names.remove(name);
+                    if names.is_empty() {
+                        self.addresses.remove(address);
+                    }
+                }
+            }
+        }
         if let Some(node) = &node {
             // However short it is back for, the grace begins anew.
             self.gone.remove(&node.uid);
+            self.names.insert(node.uid.clone(), name.clone());
+            for address in &node.addresses {
+                self.addresses.entry(*address).or_default().insert(name.clone());
+            }
         }
-        let changed = set(&mut self.nodes, name, node);
-        self.slices_due |= changed;
-        changed
+        self.slices_due = true;
+        self.unpublished.insert(name.clone());
+        set(&mut self.nodes, name, node)
     }
 
     pub(crate) fn set_network(&mut self, name: &NodeName, network: Option<Network>) -> bool {
@@ -296,6 +330,11 @@ impl Index {
             (Some(before), Some(after)) => before.differs_in_counts_only(after),
             _ => false,
         };
+        let holders = before
+            .into_iter()
+            .chain(&network)
+            .map(|network| &network.node_uid);
+        let holders: Vec<NodeName> = holders.filter_map(|uid| self.names.get(uid)).cloned().collect();
         match &network {
             Some(network) => {
                 for held in &network.blocks {
@@ -307,12 +346,23 @@ impl Index {
         }
         let changed = set(&mut self.networks, name, network);
         self.counts_changed |= changed && only_counts;
-        self.slices_due |= changed && !only_counts;
-        changed && !only_counts
+        if !changed || only_counts {
+            return false;
+        }
+        self.slices_due = true;
+        self.unpublished.insert(name.clone());
+        self.unpublished.extend(holders);
+        true
     }
 
     pub(crate) fn set_pool(&mut self, name: &str, pool: Option<Pool>) -> bool {
-        self.slices_due = true;
+        let known = self.pools.pools.get(name);
+        let specified = |pool: Option<&Pool>| pool.map(|pool| (pool.ranges.clone(), pool.selector.clone()));
+        if specified(known) != specified(pool.as_ref()) {
+            // Which nodes are native follows from the pools.
+            self.slices_due = true;
+            self.unpublished.extend(self.nodes.keys().cloned());
+        }
         self.pools.set(name, pool, &mut self.allocator)
     }
 
@@ -342,13 +392,18 @@ impl Index {
         if let Some(network) = self.networks.get_mut(name) {
             network.deleting = true;
             self.slices_due = true;
+            self.unpublished.insert(name.clone());
         }
+    }
+
+    /// Notes that a pool's status was written at `now`.
+    pub(crate) fn status_written(&mut self, pool: &str, now: Duration) {
+        self.pools.written.insert(pool.to_owned(), now);
     }
 
     /// When to plan because counts have changed, which is no reason to plan at once.
     pub(crate) fn counts_due(&self) -> Option<Duration> {
-        self.counts_changed
-            .then(|| self.pools.counts_due(self.pace.counts))
+        self.counts_changed.then_some(self.planned + self.pace.counts)
     }
 
     /// The numbers of all pools, as of the last plan.
@@ -366,13 +421,14 @@ impl Index {
             return plan;
         }
         self.counts_changed = false;
+        self.planned = now;
         self.return_blocks(now, &mut plan);
         let grants = self.grant(now);
         self.retire();
-        self.plan_networks(wall, &grants, &mut plan);
-        self.plan_nodes(now, wall, &mut plan);
-        self.plan_slices(now, &mut plan);
         self.plan_pools(now, wall, &mut plan);
+        self.plan_nodes(now, wall, &mut plan);
+        self.plan_networks(wall, &grants, &mut plan);
+        self.plan_slices(now, &mut plan);
         plan.note = self.unshown(now, &plan);
         plan
     }
@@ -385,15 +441,10 @@ impl Index {
     }
 
     fn name_of(&self, uid: &NodeUid) -> String {
-        let nodes = self.nodes.iter().filter(|(_, node)| node.uid == *uid);
-        let networks = self
-            .networks
-            .iter()
-            .filter(|(_, network)| network.node_uid == *uid);
-        nodes
-            .map(|(name, _)| name)
-            .chain(networks.map(|(name, _)| name))
-            .next()
+        let mut networks = self.networks.iter();
+        self.names
+            .get(uid)
+            .or_else(|| Some(networks.find(|(_, network)| network.node_uid == *uid)?.0))
             .map_or_else(|| format!("with UID {uid}"), NodeName::to_string)
     }
 }

@@ -19,23 +19,22 @@ impl Index {
             if grants.postponed.contains(&node.uid) {
                 continue;
             }
-            let held = self.staying(&node.uid);
             let Some(network) = self.network_of(name, node) else {
                 // A node whose pods are on another network needs none.
                 if !self.networks.contains_key(name) && self.native_blocks(name, node).is_none() {
                     plan.actions.push(Action::CreateNetwork {
                         name: name.clone(),
                         uid: node.uid.clone(),
-                        blocks: held,
+                        blocks: self.staying(&node.uid).cloned().collect(),
                     });
                 }
                 continue;
             };
-            if network.blocks != held {
+            if !network.blocks.iter().eq(self.staying(&node.uid)) {
                 plan.actions.push(Action::SetBlocks {
                     name: name.clone(),
                     uid: node.uid.clone(),
-                    blocks: held,
+                    blocks: self.staying(&node.uid).cloned().collect(),
                 });
                 // Its condition waits until the blocks are there.
                 continue;
@@ -44,6 +43,8 @@ impl Index {
                 .get(&node.uid)
                 .or_else(|| grants.shortages.get(&node.uid));
             let (status, reason, message) = match shortage {
+                // Nobody waits for what goes without saying: it would be a write for every node.
+                None if network.allocation.is_none() => continue,
                 None => ("True", "Granted", "the node has the blocks it asks for"),
                 Some(shortage) => ("False", shortage.reason, shortage.message.as_str()),
             };
@@ -53,7 +54,7 @@ impl Index {
                 (status, reason, message),
                 wall,
             ) {
-                plan.actions.push(Action::SetAllocation {
+                plan.statuses.push(Action::SetAllocation {
                     name: name.clone(),
                     uid: node.uid.clone(),
                     condition,

@@ -35,14 +35,14 @@ impl Index {
             };
             let present = node.unavailable.as_ref();
             if let Some(condition) = changed_condition(present, "NetworkUnavailable", wanted, wall) {
-                plan.actions.push(Action::SetNodeCondition {
+                plan.statuses.push(Action::SetNodeCondition {
                     name: name.clone(),
                     uid: node.uid.clone(),
                     condition,
                 });
             } else if node.taints.ours.is_some() == ready {
                 // Afterwards, because its write names the version of the Node.
-                plan.actions.push(Action::SetTaint {
+                plan.statuses.push(Action::SetTaint {
                     name: name.clone(),
                     on: !ready,
                     taints: node.taints,

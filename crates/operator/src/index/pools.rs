@@ -55,8 +55,6 @@ pub(super) struct Pools {
     order: Vec<String>,
     /// Pools that had nothing for a node that asked.
     pub(super) exhausted: BTreeMap<String, Exhausted>,
-    /// Names of the nodes, to tell about them.
-    names: BTreeMap<NodeUid, NodeName>,
     pub(super) figures: Vec<PoolFigures>,
     /// When the status of each pool was written last.
     pub(super) written: BTreeMap<String, Duration>,
@@ -82,7 +80,6 @@ impl Pools {
             unfit: BTreeMap::new(),
             order: Vec::new(),
             exhausted: BTreeMap::new(),
-            names: BTreeMap::new(),
             figures: Vec::new(),
             written: BTreeMap::new(),
         }
@@ -126,16 +123,11 @@ impl Pools {
     }
 
     /// Finds out which pools may give out blocks now.
-    pub(super) fn begin_grants(&mut self, nodes: &BTreeMap<NodeName, Node>) {
+    pub(super) fn begin_grants(&mut self, node_addresses: &BTreeMap<Ipv4Addr, BTreeSet<NodeName>>) {
         self.exhausted.clear();
         self.order = self.pools.keys().cloned().collect();
         self.order.sort_by_key(|name| self.pools[name].selector.is_none());
-        self.unfit = self.find_unfit(nodes);
-        self.names.clear();
-        if self.pools.values().any(|pool| pool.ipam() == Some(Ipam::Node)) {
-            let names = nodes.iter().map(|(name, node)| (node.uid.clone(), name.clone()));
-            self.names.extend(names);
-        }
+        self.unfit = self.find_unfit(node_addresses);
     }
 
     /// Whether any pool is meant for the node.
@@ -172,11 +164,13 @@ impl Pools {
         })
     }
 
-    /// A block of the first pool that selects the node and has one. `held` is what the node has already.
+    /// A block of the first pool that selects the node and has one. `held` is what the node has already; `names` are
+    /// those of all nodes.
     pub(super) fn allocate(
         &mut self,
         node: &Node,
         held: &[Held],
+        names: &BTreeMap<NodeUid, NodeName>,
         allocator: &mut BlockAllocator,
     ) -> Result<Held, Shortage> {
         let mut shortages: Vec<Shortage> = Vec::new();
@@ -193,7 +187,9 @@ impl Pools {
                 continue;
             }
             let found = match &pool.ranges {
-                Ok(ranges) if ranges.ipam == Ipam::Node => self.pod_cidr(name, ranges, node, held, allocator),
+                Ok(ranges) if ranges.ipam == Ipam::Node => {
+                    self.pod_cidr(name, ranges, node, held, names, allocator)
+                }
                 _ => allocator.allocate(name, &node.uid).map_err(|exhausted| {
                     self.exhausted.insert(name.clone(), exhausted.clone());
                     exhausted.into()
@@ -233,6 +229,7 @@ impl Pools {
         ranges: &PoolRanges,
         node: &Node,
         held: &[Held],
+        names: &BTreeMap<NodeUid, NodeName>,
         allocator: &mut BlockAllocator,
     ) -> Result<Block, Shortage> {
         let shortage = |reason, message| Err(Shortage { reason, message });
@@ -264,7 +261,7 @@ impl Pools {
                 );
             }
             if let Some(other) = allocator.other_owner(block, &node.uid) {
-                let owner = match self.names.get(&other.owner) {
+                let owner = match names.get(&other.owner) {
                     Some(name) => format!("node {name}"),
                     None => format!("a node that is gone (UID {})", other.owner),
                 };
@@ -293,11 +290,7 @@ impl Pools {
         }
     }
 
-    fn find_unfit(&self, nodes: &BTreeMap<NodeName, Node>) -> BTreeMap<String, Unfit> {
-        let node_addresses: BTreeMap<Ipv4Addr, &NodeName> = nodes
-            .iter()
-            .flat_map(|(name, node)| node.addresses.iter().map(move |address| (*address, name)))
-            .collect();
+    fn find_unfit(&self, node_addresses: &BTreeMap<Ipv4Addr, BTreeSet<NodeName>>) -> BTreeMap<String, Unfit> {
         let mut by_age: Vec<(&String, &Pool)> = self.pools.iter().collect();
         by_age.sort_by_key(|(name, pool)| (pool.created, *name));
         let mut fit: BTreeSet<&String> = BTreeSet::new();
@@ -309,7 +302,7 @@ impl Pools {
                     overlaps: None,
                     message: message.clone(),
                 }),
-                Ok(ranges) => self.find_overlap(name, ranges, &fit, &node_addresses),
+                Ok(ranges) => self.find_overlap(name, ranges, &fit, node_addresses),
             };
             match found {
                 Some(found) => {
@@ -328,7 +321,7 @@ impl Pools {
         name: &str,
         ranges: &PoolRanges,
         fit: &BTreeSet<&String>,
-        node_addresses: &BTreeMap<Ipv4Addr, &NodeName>,
+        node_addresses: &BTreeMap<Ipv4Addr, BTreeSet<NodeName>>,
     ) -> Option<Unfit> {
         let overlap = |with: &'static str, message: String| Unfit {
             reason: "Overlap",
@@ -337,7 +330,10 @@ impl Pools {
         };
         for cidr in &ranges.cidrs {
             let net = cidr.net();
-            if let Some((address, node)) = node_addresses.range(net.network()..=net.broadcast()).next() {
+            let inside = node_addresses.range(net.network()..=net.broadcast()).next();
+            if let Some((address, nodes)) = inside
+                && let Some(node) = nodes.first()
+            {
                 let message = format!("{net} contains {address}, the address of node {node}");
                 return Some(overlap("NodeAddress", message));
             }

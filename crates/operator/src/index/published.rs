@@ -1,6 +1,5 @@
 //! What every node is told of the others.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use weft_api::NodeSliceEntry;
@@ -20,28 +19,31 @@ impl Index {
             plan.wake_at(self.slices_not_before);
             return;
         }
-        let entries: BTreeMap<String, NodeSliceEntry> = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| !node.addresses.is_empty())
-            .filter_map(|(name, node)| {
-                let (routing, blocks) = self.published_blocks(name, node)?;
-                let node = weft_model::Node {
-                    name: name.clone(),
-                    uid: node.uid.clone(),
-                    addresses: node.addresses.clone(),
-                    blocks,
-                    routing,
-                };
-                Some((name.to_string(), NodeSliceEntry::from(&node)))
-            })
-            .collect();
-        let changes = pack(&self.slices, &entries, SLICE_SIZE);
+        for name in std::mem::take(&mut self.unpublished) {
+            match self.entry(&name) {
+                Some(entry) => self.entries.insert(name.to_string(), entry),
+                None => self.entries.remove(name.as_str()),
+            };
+        }
+        let changes = pack(&self.slices, &self.entries, SLICE_SIZE);
         self.slices_due = !changes.is_empty();
         if self.slices_due {
             self.slices_not_before = now + self.pace.slices;
         }
         plan.actions.extend(changes.into_iter().map(Action::Slice));
+    }
+
+    /// What others are told of a node.
+    fn entry(&self, name: &NodeName) -> Option<NodeSliceEntry> {
+        let node = self.nodes.get(name).filter(|node| !node.addresses.is_empty())?;
+        let (routing, blocks) = self.published_blocks(name, node)?;
+        Some(NodeSliceEntry::from(&weft_model::Node {
+            name: name.clone(),
+            uid: node.uid.clone(),
+            addresses: node.addresses.clone(),
+            blocks,
+            routing,
+        }))
     }
 
     fn published_blocks(&self, name: &NodeName, node: &Node) -> Option<(Routing, Vec<Block>)> {

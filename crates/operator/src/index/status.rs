@@ -18,18 +18,6 @@ const LEVELS: [(&str, u64, u64); 2] = [("Above95Percent", 95, 93), ("Above80Perc
 
 type Wanted<'a> = (&'a str, (&'a str, &'a str, &'a str));
 
-// === impl Pools ===
-
-impl super::pools::Pools {
-    /// When counts may be written again.
-    pub(super) fn counts_due(&self, pace: Duration) -> Duration {
-        self.written
-            .values()
-            .min()
-            .map_or(Duration::ZERO, |written| *written + pace)
-    }
-}
-
 // === impl Index ===
 
 impl Index {
@@ -52,7 +40,6 @@ impl Index {
         }
         let routes = self.route_overlaps();
         let mut figures = Vec::new();
-        let mut due = Vec::new();
         for (name, pool) in &self.pools.pools {
             let held = held.get(name.as_str()).map_or(&[][..], Vec::as_slice);
             let mut addresses = addresses.get(name.as_str()).copied().unwrap_or_default();
@@ -102,7 +89,7 @@ impl Index {
                 .map(|written| *written + self.pace.counts);
             match since {
                 Some(until) if news.is_empty() && same_shape && now < until => plan.wake_at(until),
-                _ => due.push(Action::SetPoolStatus {
+                _ => plan.statuses.push(Action::SetPoolStatus {
                     pool: name.clone(),
                     uid: pool.uid.clone(),
                     status,
@@ -110,13 +97,7 @@ impl Index {
                 }),
             }
         }
-        for action in &due {
-            if let Action::SetPoolStatus { pool, .. } = action {
-                self.pools.written.insert(pool.clone(), now);
-            }
-        }
         self.pools.figures = figures;
-        plan.actions.extend(due);
     }
 
     fn pool_status(

@@ -210,11 +210,16 @@ impl Cluster {
     fn settle(&mut self) -> Vec<String> {
         for _ in 0..8 {
             let plan = self.index.plan(self.now, wall(1_000 + self.now.as_secs()));
-            if plan.actions.is_empty() {
+            let due = if plan.actions.is_empty() {
+                plan.statuses
+            } else {
+                plan.actions
+            };
+            if due.is_empty() {
                 return std::mem::take(&mut self.writes);
             }
             self.note = plan.note;
-            for action in plan.actions {
+            for action in due {
                 self.write(action);
             }
         }
@@ -225,7 +230,7 @@ impl Cluster {
     fn crashed(mut self, after: usize) -> Self {
         let plan = self.index.plan(self.now, wall(1_000 + self.now.as_secs()));
         self.note = plan.note;
-        for action in plan.actions.into_iter().take(after) {
+        for action in plan.actions.into_iter().chain(plan.statuses).take(after) {
             self.write(action);
         }
         self.restarted()
@@ -281,6 +286,7 @@ impl Cluster {
                 let written = format!("pool {name} {}/{}", status.allocated, status.capacity);
                 let pool = self.pools.get_mut(&name).unwrap();
                 pool.status = Some(status);
+                self.index.status_written(&name, self.now);
                 self.index.set_pool(&name, Some(pool.clone()));
                 written
             }
@@ -332,8 +338,10 @@ impl Cluster {
 
     fn allocation(&self, name: &str) -> String {
         let network = &self.networks[&NodeName::from_str(name).unwrap()];
-        let condition = network.allocation.as_ref().unwrap();
-        format!("{}: {}", condition.reason, condition.message)
+        let condition = network.allocation.as_ref();
+        condition.map_or_else(String::new, |condition| {
+            format!("{}: {}", condition.reason, condition.message)
+        })
     }
 
     fn pool_condition(&self, name: &str, type_: &str) -> String {

@@ -240,7 +240,10 @@ fn counts_are_written_at_a_pace_and_never_a_reason_to_plan_at_once() {
     let due = cluster.index.counts_due().unwrap();
     assert_eq!(due, Duration::from_secs(5));
     let plan = cluster.index.plan(cluster.now, wall(0));
-    assert_eq!((plan.actions, plan.again_at), (Vec::new(), Some(due)));
+    assert_eq!(
+        (plan.actions, plan.statuses, plan.again_at),
+        (Vec::new(), Vec::new(), Some(due))
+    );
     assert_eq!(cluster.later(Duration::from_secs(5)), ["pool default 1/256"]);
     let addresses = cluster.pools["default"].status.as_ref().unwrap().addresses;
     assert_eq!(
@@ -267,4 +270,26 @@ fn slices_are_written_at_a_pace() {
     }
     assert_eq!(slices(&cluster.later(Duration::from_millis(500))), 1);
     assert_eq!(cluster.slices["nodes-0"].len(), 100);
+}
+
+#[test]
+fn nodes_reach_each_other_before_anything_is_told_about_them() {
+    let mut cluster = Cluster::with_pool("10.244.0.0/16", 24);
+    for node in 0..3 {
+        cluster.node(
+            &format!("n{node}"),
+            &format!("u{node}"),
+            &format!("10.224.0.{node}"),
+        );
+    }
+    cluster.settle();
+    for node in 0..3 {
+        cluster.ready(&format!("n{node}"), "True", "");
+    }
+    cluster.node("n3", "u3", "10.224.0.9");
+    let writes = cluster.settle();
+    let last = |what: &str| writes.iter().rposition(|write| write.contains(what));
+    let first = |what: &str| writes.iter().position(|write| write.contains(what));
+    assert!(last("nodes-0") < first("unavailable"), "{writes:?}");
+    assert!(last("nodes-0") < first("pool default"), "{writes:?}");
 }
