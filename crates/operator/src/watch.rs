@@ -10,6 +10,7 @@ use futures::stream::{self, BoxStream, Stream, StreamExt, select_all};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -34,6 +35,9 @@ const STATUSES: usize = 256;
 /// The first wait after a write that failed; doubled up to [`MAX_RETRY`].
 const MIN_RETRY: Duration = Duration::from_millis(500);
 const MAX_RETRY: Duration = Duration::from_secs(30);
+
+/// The longest wait after a watch that failed: new nodes wait for the operator, and there is one of it.
+const MAX_WATCH_RETRY: Duration = Duration::from_secs(5);
 
 enum Update {
     Node(Event<SlimNode>),
@@ -85,6 +89,9 @@ pub(crate) async fn run(
     }
 }
 
+/// The next wait after a watch that failed.
+struct WatchRetry(Duration);
+
 struct State {
     index: Index,
     writer: Writer,
@@ -98,6 +105,24 @@ struct State {
     started: Instant,
     wake: Option<Instant>,
     retry: Duration,
+}
+
+// === impl WatchRetry ===
+
+impl Iterator for WatchRetry {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = self.0;
+        self.0 = (wait * 2).min(MAX_WATCH_RETRY);
+        Some(wait)
+    }
+}
+
+impl Backoff for WatchRetry {
+    fn reset(&mut self) {
+        self.0 = MIN_RETRY;
+    }
 }
 
 // === impl State ===
@@ -349,7 +374,7 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     watcher(api, watcher::Config::default())
-        .default_backoff()
+        .backoff(ResetTimerBackoff::new(WatchRetry(MIN_RETRY), 2 * MAX_WATCH_RETRY))
         .map(move |event| match event {
             Ok(event) => wrap(event),
             Err(error) => Update::Failed(source, error),
