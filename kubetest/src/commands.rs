@@ -12,7 +12,7 @@ use crate::check::Verdict;
 use crate::node;
 use crate::progress::Progress;
 use crate::state::{Cluster, Cni, Config, Ipam, Proxy};
-use crate::{check, cluster, remove};
+use crate::{check, cluster, logs, preflight, remove};
 
 /// A command about clusters.
 #[derive(Debug, Subcommand)]
@@ -36,9 +36,24 @@ pub enum Command {
         /// Print one JSON document
         #[arg(long)]
         json: bool,
+        /// Write that document to a file
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+        /// Print the checks' names and run none
+        #[arg(long)]
+        list: bool,
     },
     /// List the clusters of this machine
     List,
+    /// Print where the logs of a cluster are, or copy them
+    Logs {
+        /// Name of the cluster
+        #[arg(default_value = DEFAULT)]
+        name: String,
+        /// Copy them to this directory, which is emptied first
+        #[arg(long, value_name = "DIR")]
+        output: Option<PathBuf>,
+    },
     /// Print the path of a cluster's kubeconfig
     Kubeconfig {
         /// Name of the cluster
@@ -90,6 +105,12 @@ pub enum Command {
         #[arg(long, default_value = DEFAULT)]
         name: String,
     },
+    /// Say what this machine lacks for a cluster
+    Preflight {
+        /// How many nodes it is to have
+        #[arg(default_value_t = 3)]
+        nodes: usize,
+    },
     #[command(hide = true)]
     NodeLaunch { dir: PathBuf },
     #[command(hide = true)]
@@ -133,7 +154,7 @@ pub struct Up {
     #[arg(long, env = "WEFT_KUBE_CACHE", value_name = "DIR")]
     cache: Option<PathBuf>,
     /// Archive of Weft's image
-    #[arg(long, value_name = "FILE", default_value = "target/dist/weft-image.tar")]
+    #[arg(long, value_name = "FILE", default_value = "target/dist/debug/weft-image.tar")]
     weft_image: PathBuf,
     /// Directory of Weft's manifests
     #[arg(long, value_name = "DIR", default_value = "deploy")]
@@ -151,7 +172,21 @@ pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Up(up) => runtime()?.block_on(up.run()),
         Command::Down { names } => down(&names),
-        Command::Check { name, tests, json } => check(&name, &tests, json),
+        Command::Check { list: true, .. } => {
+            for name in check::names() {
+                print(name);
+            }
+            Ok(())
+        }
+        Command::Check {
+            name,
+            tests,
+            json,
+            report,
+            ..
+        } => check(&name, &tests, json, report.as_deref()),
+        Command::Logs { name, output } => show_logs(&Cluster::load(&name)?, output.as_deref()),
+        Command::Preflight { nodes } => preflight::check(nodes),
         Command::List => {
             list();
             Ok(())
@@ -248,7 +283,17 @@ fn down(names: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn check(name: &str, tests: &[String], json: bool) -> Result<()> {
+fn show_logs(cluster: &Cluster, output: Option<&Path>) -> Result<()> {
+    if let Some(output) = output {
+        return logs::copy(cluster, output);
+    }
+    for (name, dir) in logs::directories(cluster) {
+        print(&format!("{name:<14} {}", dir.display()));
+    }
+    Ok(())
+}
+
+fn check(name: &str, tests: &[String], json: bool, file: Option<&Path>) -> Result<()> {
     let cluster = Cluster::load(name)?;
     let cache = Cache::open(&cluster.config.cache)?;
     let report = check::run(&cluster, &cache, tests, |result| {
@@ -261,8 +306,12 @@ fn check(name: &str, tests: &[String], json: bool) -> Result<()> {
             print(&format!("{mark:>4}  {:<24} {}", result.name, result.value));
         }
     })?;
+    let document = serde_json::to_string_pretty(&report)?;
+    if let Some(file) = file {
+        std::fs::write(file, &document).with_context(|| format!("write {}", file.display()))?;
+    }
     if json {
-        print(&serde_json::to_string_pretty(&report)?);
+        print(&document);
     } else {
         print(&format!(
             "\n{} passed, {} failed, {} skipped in {:.1} s",

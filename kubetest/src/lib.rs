@@ -13,6 +13,7 @@ pub mod dns;
 pub mod e2e;
 pub mod image;
 pub mod kubectl;
+pub mod logs;
 pub mod node;
 pub mod oci;
 pub mod pki;

@@ -21,19 +21,30 @@ impl Args {
     }
 }
 
-/// Where the archive is put.
-pub(crate) fn archive() -> PathBuf {
-    exec::target_dir().join("dist/weft-image.tar")
+/// Where the archive is put: one of unoptimised binaries never where one to install is looked for.
+fn archive(debug: bool) -> PathBuf {
+    let dir = if debug { "dist/debug" } else { "dist" };
+    exec::target_dir().join(dir).join("weft-image.tar")
 }
 
 /// Entry point of the subcommand.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let archive = pack(args)?;
+    term::line(&format!(
+        "next: ctr --namespace k8s.io images import {0}, or podman load --input {0}",
+        archive.display()
+    ));
+    Ok(())
+}
+
+/// Packs what the tree holds now and returns the archive.
+pub(crate) fn pack(args: &Args) -> Result<PathBuf> {
     let dist = if args.debug {
         dist::build_debug()?
     } else {
         dist::build()?
     };
-    let archive = archive();
+    let archive = archive(args.debug);
     // The writer is shared with the test cluster, whose images are made of other things.
     let mut command = exec::cargo();
     command
@@ -58,9 +69,5 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         archive.display(),
         std::env::consts::ARCH
     ));
-    term::line(&format!(
-        "next: ctr --namespace k8s.io images import {0}, or podman load --input {0}",
-        archive.display()
-    ));
-    Ok(())
+    Ok(archive)
 }

@@ -1,7 +1,11 @@
-//! `cargo xtask kube`: real Kubernetes clusters in namespaces of this machine, made by `weft-kubetest` (in `kubetest/`).
+//! `cargo xtask kube`: real Kubernetes clusters in namespaces of this machine, made by `weft-kubetest` (in `kubetest/`);
+//! and the part of the test suite that runs on some.
+
+mod test;
 
 use anyhow::Result;
 
+pub(crate) use self::test::Test;
 use crate::{exec, image, setup};
 
 /// Arguments of `cargo xtask kube`.
@@ -15,13 +19,20 @@ pub(crate) struct Args {
 
 /// Entry point of the subcommand.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let up = args.rest.first().is_some_and(|command| command == "up");
-    let named = args.rest.iter().any(|arg| arg.starts_with("--weft-image"));
-    if up && !named && !image::archive().exists() {
+    let mut rest = args.rest.clone();
+    let up = rest.first().is_some_and(|command| command == "up");
+    let given = |flags: &[&str]| {
+        args.rest
+            .iter()
+            .any(|arg| flags.iter().any(|flag| arg.starts_with(flag)))
+    };
+    if up && !given(&["--weft-image", "--help", "-h"]) {
         setup::ensure(setup::Scope::Build, false)?;
-        image::run(&image::Args::debug())?;
+        // Each time: whether it is still of the tree is for cargo to know.
+        let archive = image::pack(&image::Args::debug())?;
+        rest.push(format!("--weft-image={}", archive.display()));
     }
-    exec::run(kubetest().args(&args.rest))
+    exec::run(kubetest().args(rest))
 }
 
 /// `weft-kubetest`, built if need be.

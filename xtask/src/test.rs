@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::term::{self, Mark};
-use crate::{chart, exec, host, junit, lint, setup};
+use crate::{chart, exec, host, junit, kube, lint, setup};
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
@@ -35,6 +35,8 @@ enum Part {
     Net,
     /// Whole clusters of namespaces, by the `weft` command (root)
     Lab,
+    /// Real Kubernetes: what its API server admits, and what pods, nodes and Services reach on a cluster (root, Go)
+    Kube,
 }
 
 /// How the tests of a part, or of the whole run, came out.
@@ -129,17 +131,48 @@ impl Part {
                 self.nextest(filter)
             }
             Self::Net | Self::Lab => self.nextest(filter),
+            Self::Kube => self.kube(filter),
+        }
+    }
+
+    /// Builds Kubernetes first: the tests skip themselves without it.
+    fn kube(self, filter: Option<&str>) -> Result<Tally> {
+        let test = kube::Test::select(filter)?;
+        let reason = match host::lacks_privileges() {
+            Some(reason) => Some(format!("{reason}; next: {}", host::as_root("test kube"))),
+            None => kube::Test::lacks()?,
+        };
+        if let Some(reason) = reason {
+            let count = self.count(filter)? + test.count();
+            return Ok(self.skipped(count, reason));
+        }
+        let mut tally = self.nextest(filter)?;
+        tally.add(test.run()?);
+        Ok(tally)
+    }
+
+    fn skipped(self, count: usize, reason: String) -> Tally {
+        let skip = Skip {
+            count,
+            name: format!("part {self}"),
+            reason,
+        };
+        Tally {
+            skipped: vec![skip],
+            ..Tally::default()
         }
     }
 
     /// The nextest expression that selects the part. A test that needs root is told by the name of its file:
-    /// `tests/net*.rs`, `tests/datapath*.rs` and `tests/lab*.rs`; those of the chart are in `tests/chart`.
+    /// `tests/net*.rs`, `tests/datapath*.rs` and `tests/lab*.rs`; those of the chart are in `tests/chart`, and those that
+    /// start a real API server in `tests/admission*.rs`.
     fn expression(self, filter: Option<&str>) -> String {
         let part = match self {
             Self::Net => "(kind(test) & binary(/^(net|datapath)/))",
             Self::Lab => "(kind(test) & binary(/^lab/))",
             Self::Chart => "(kind(test) & binary(/^chart/))",
-            Self::Unit | Self::Lint => "not (kind(test) & binary(/^(net|datapath|lab|chart)/))",
+            Self::Kube => "(kind(test) & binary(/^admission/))",
+            Self::Unit | Self::Lint => "not (kind(test) & binary(/^(net|datapath|lab|chart|admission)/))",
         };
         filter.map_or_else(|| part.to_owned(), |name| format!("{part} & test(~{name})"))
     }
@@ -148,17 +181,8 @@ impl Part {
         if !matches!(self, Self::Unit | Self::Chart)
             && let Some(reason) = host::lacks_privileges()
         {
-            let count = self.count(filter)?;
             let next = host::as_root(&format!("test {self}"));
-            let skip = Skip {
-                count,
-                name: format!("part {self}"),
-                reason: format!("{reason}; next: {next}"),
-            };
-            return Ok(Tally {
-                skipped: vec![skip],
-                ..Tally::default()
-            });
+            return Ok(self.skipped(self.count(filter)?, format!("{reason}; next: {next}")));
         }
         // Cluster tests start programs of other packages, which nextest would not build.
         if !exec::status(exec::cargo().args(["build", "--workspace", "--bins", "--locked"]))?.success() {

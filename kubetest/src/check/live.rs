@@ -52,7 +52,7 @@ pub(super) const ALL: &[Check] = &[
     },
     Check {
         name: "operator-dies",
-        description: "The leading operator is killed; another leads and gives a new block",
+        description: "The leading operator is taken away; another leads, and pods start",
         run: operator_dies,
     },
     Check {

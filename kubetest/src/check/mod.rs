@@ -80,6 +80,20 @@ struct Check {
     run: fn(&Scene) -> Outcome,
 }
 
+/// All checks, in the order in which they run.
+fn all() -> impl Iterator<Item = &'static Check> {
+    network::ALL
+        .iter()
+        .chain(services::ALL)
+        .chain(kubelet::ALL)
+        .chain(live::ALL)
+}
+
+/// The names of all checks.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    all().map(|check| check.name)
+}
+
 /// Runs the checks whose name contains one of `tests`, or all; `on_result` hears of each as it ends.
 ///
 /// # Errors
@@ -95,8 +109,7 @@ pub fn run(
     let mut checks = Vec::new();
     let selected =
         |check: &&Check| tests.is_empty() || tests.iter().any(|text| check.name.contains(text.as_str()));
-    let all = network::ALL.iter().chain(services::ALL).chain(kubelet::ALL).chain(live::ALL);
-    for check in all.filter(selected) {
+    for check in all().filter(selected) {
         let result = check.try_on(&scene);
         on_result(&result);
         checks.push(result);

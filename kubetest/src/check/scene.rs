@@ -62,19 +62,19 @@ impl Scene {
             objects.push(pod(name, &node.name, &image));
         }
         objects.extend([
-            service("all", json!({"app": "check"}), json!({})),
-            service("none", json!({"app": "check"}), json!({"clusterIP": "None"})),
+            service("all", &json!({"app": "check"}), &json!({})),
+            service("none", &json!({"app": "check"}), &json!({"clusterIP": "None"})),
             service(
                 "only-b",
-                json!({"pod": "b"}),
-                json!({"type": "NodePort", "externalTrafficPolicy": "Cluster"}),
+                &json!({"pod": "b"}),
+                &json!({"type": "NodePort", "externalTrafficPolicy": "Cluster"}),
             ),
             service(
                 "local-b",
-                json!({"pod": "b"}),
-                json!({"type": "NodePort", "externalTrafficPolicy": "Local"}),
+                &json!({"pod": "b"}),
+                &json!({"type": "NodePort", "externalTrafficPolicy": "Local"}),
             ),
-            service("only-a", json!({"pod": "a"}), json!({})),
+            service("only-a", &json!({"pod": "a"}), &json!({})),
         ]);
         kubectl.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string())?;
         kubectl.read(&[
@@ -272,13 +272,13 @@ fn pod(name: &str, node: &str, image: &str) -> Value {
     })
 }
 
-fn service(name: &str, selector: Value, more: Value) -> Value {
+fn service(name: &str, selector: &Value, more: &Value) -> Value {
     let mut spec = json!({
         "selector": selector,
         "ports": [{"name": "http", "port": 80, "targetPort": PORT}],
     });
     if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
-        spec.extend(more);
+        spec.extend(more.clone());
     }
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec})
 }

@@ -82,7 +82,7 @@ pub fn exec(cluster: &Cluster, cache: &Cache, node: &str, argv: &[String]) -> Re
     let node = cluster.node(node)?;
     let init = first_process(cluster, &node.name).with_context(|| {
         format!(
-            "node {} does not run\n  next: cargo xtask kube logs {} {0}",
+            "node {} does not run\n  next: cargo xtask kube logs {}",
             node.name, cluster.name
         )
     })?;
