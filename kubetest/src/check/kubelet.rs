@@ -67,7 +67,9 @@ fn port_forward(scene: &Scene) -> Outcome {
         .context("start kubectl")?;
     let result = child.stdout.take().context("no output").and_then(|output| {
         let mut line = String::new();
-        BufReader::new(output).read_line(&mut line)?;
+        // Held to the end: kubectl tells of every connection, and a write that nobody can read would end it.
+        let mut output = BufReader::new(output);
+        output.read_line(&mut line)?;
         // "Forwarding from 127.0.0.1:41231 -> 8080"
         let port = line
             .split_ascii_whitespace()
