@@ -345,4 +345,4 @@ fn seconds(duration: Duration) -> i32 {
 
 #[cfg(test)]
 #[path = "lease_tests.rs"]
-mod tests;
+pub(crate) mod tests;

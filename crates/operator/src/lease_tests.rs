@@ -5,14 +5,14 @@ use weft_apilite::ApiServer;
 
 use super::*;
 
-async fn api() -> (ApiServer, Client) {
+pub(crate) async fn api() -> (ApiServer, Client) {
     let server = ApiServer::builder().start().unwrap();
     let address = server.serve(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
     let client = Client::try_from(Config::new(format!("http://{address}").parse().unwrap())).unwrap();
     (server, client)
 }
 
-fn candidate(client: &Client, identity: &str, unasked: bool) -> Candidate {
+pub(crate) fn candidate(client: &Client, identity: &str, unasked: bool) -> Candidate {
     Candidate::new(client.clone(), "kube-system", identity.to_owned(), unasked)
 }
 

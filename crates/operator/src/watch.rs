@@ -383,31 +383,5 @@ where
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::channel::mpsc;
-    use tokio::time::sleep;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn updates_that_follow_each_other_come_in_one_burst_and_one_alone_at_once() {
-        let (sender, receiver) = mpsc::unbounded();
-        let started = Instant::now();
-        tokio::spawn(async move {
-            for update in 0..50 {
-                sleep(Duration::from_millis(10)).await;
-                sender.unbounded_send(update).unwrap();
-            }
-            sleep(Duration::from_secs(1)).await;
-            sender.unbounded_send(50).unwrap();
-        });
-        let bursts = bursts(receiver, PACE).map(|burst| (started.elapsed().as_millis(), burst));
-        let bursts: Vec<(u128, Vec<u32>)> = bursts.collect().await;
-        assert_eq!(bursts.first(), Some(&(10, vec![0])));
-        assert_eq!(bursts.last(), Some(&(1500, vec![50])));
-        let apart = bursts.windows(2).all(|two| two[0].0 + 100 <= two[1].0);
-        assert!(apart && bursts.len() == 7, "{bursts:?}");
-        let updates: Vec<u32> = bursts.into_iter().flat_map(|(_, burst)| burst).collect();
-        assert_eq!(updates, Vec::from_iter(0..51));
-    }
-}
+#[path = "watch_tests.rs"]
+mod tests;

@@ -133,6 +133,9 @@ impl Index {
         let mut grants = Grants::default();
         for only_first in [true, false] {
             for (name, node) in &self.nodes {
+                if only_first && self.held.contains_key(&node.uid) {
+                    continue;
+                }
                 let network = self.network_of(name, node);
                 let wanted = network.map_or(1, |network| network.wanted as usize);
                 let wanted = if only_first {
@@ -179,14 +182,14 @@ impl Index {
     /// Marks the blocks that their nodes shall give up, and notes which of them are given up.
     pub(super) fn retire(&mut self) {
         for (name, node) in &self.nodes {
-            let network =
-                (self.networks.get(name)).filter(|network| network.node_uid == node.uid && !network.deleting);
             let Some(blocks) = self.held.get_mut(&node.uid) else {
                 continue;
             };
             if !(blocks.iter()).any(|held| held.retiring || self.pools.is_stale(held, node)) {
                 continue;
             }
+            let network =
+                (self.networks.get(name)).filter(|network| network.node_uid == node.uid && !network.deleting);
             let lasting: Vec<Block> = blocks
                 .iter()
                 .filter(|held| !self.pools.is_stale(held, node))

@@ -146,3 +146,32 @@ fn a_pool_that_is_deleted_leaves_its_blocks_where_they_are() {
     cluster.settle();
     assert_eq!(cluster.blocks("n1"), "10.244.0.0/26");
 }
+
+#[test]
+fn what_an_agent_said_of_an_earlier_retirement_does_not_count() {
+    let mut cluster = Cluster::new();
+    cluster.pool("default", two_ranges(&["10.244.0.0/24"]));
+    cluster.node("n1", "u1", "10.224.0.4");
+    cluster.foreign_network("n1", "u1", &["10.244.0.0/26", "10.99.0.0/26"]);
+    cluster.counts("n1", "10.244.0.0/26", 0, 0, true);
+    let plan = cluster.index.plan(cluster.now, wall(0));
+    let [Action::SetBlocks { blocks, .. }, ..] = &plan.actions[..] else {
+        panic!("{plan:?}");
+    };
+    assert_eq!(join(blocks), "10.244.0.0/26!,10.99.0.0/26");
+}
+
+#[test]
+fn an_empty_block_stays_until_its_replacement_is_there() {
+    let mut cluster = Cluster::new();
+    cluster.pool("default", two_ranges(&["10.244.0.0/24"]));
+    cluster.node("n1", "u1", "10.224.0.4");
+    cluster.foreign_network("n1", "u1", &["10.244.0.0/26"]);
+    cluster.report("n1", |network| network.blocks[0].retiring = true);
+    cluster.counts("n1", "10.244.0.0/26", 0, 0, true);
+    let plan = cluster.index.plan(cluster.now, wall(0));
+    let [Action::SetBlocks { blocks, .. }, ..] = &plan.actions[..] else {
+        panic!("{plan:?}");
+    };
+    assert_eq!(join(blocks), "10.244.0.0/26!,10.99.0.0/26");
+}
