@@ -4,7 +4,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use weft_model::Block;
+use weft_model::{Block, NodeUid};
 
 /// What the datapath does with a destination, and what it believes of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub enum Prefix {
 /// What this node's kernel should hold, pods aside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desired {
+    /// Whose wish it is: another machine may come back under the node's name.
+    pub node_uid: NodeUid,
     /// The tunnel's end on this node.
     pub address: Ipv4Addr,
     /// All addresses of this node, `address` among them.
@@ -44,4 +46,34 @@ pub struct Desired {
     pub prefixes: BTreeMap<Ipv4Net, Prefix>,
     /// Underlay addresses of all other nodes.
     pub nodes: BTreeSet<Ipv4Addr>,
+}
+
+// === impl Desired ===
+
+impl Desired {
+    /// Whether only what is in the two maps of other nodes tells this wish from `other`.
+    pub fn is_same_but_peers(&self, other: &Self) -> bool {
+        let Self {
+            node_uid,
+            address,
+            addresses,
+            max_pods,
+            blocks,
+            retiring,
+            pod_cidrs,
+            non_masquerade,
+            prefixes: _,
+            nodes,
+        } = self;
+        *node_uid == other.node_uid
+            && *address == other.address
+            && *addresses == other.addresses
+            && *max_pods == other.max_pods
+            && *blocks == other.blocks
+            && *retiring == other.retiring
+            && *pod_cidrs == other.pod_cidrs
+            && *non_masquerade == other.non_masquerade
+            // The first other node shows whether packets leave under the right address.
+            && nodes.is_empty() == other.nodes.is_empty()
+    }
 }

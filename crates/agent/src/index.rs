@@ -100,6 +100,14 @@ impl Index {
             .collect()
     }
 
+    /// Whether `uid` may be this node's, by what is known so far.
+    pub fn may_be(&self, uid: &NodeUid) -> bool {
+        match &self.node {
+            Some(node) => node.uid == *uid,
+            None => !self.listed.contains(&Source::Node),
+        }
+    }
+
     pub fn set_node(&mut self, node: Option<OwnNode>) {
         self.node = node;
     }
@@ -196,6 +204,7 @@ impl Index {
             build.prefixes.entry(*cidr).or_insert(Prefix::Native);
         }
         let desired = Desired {
+            node_uid: node.uid.clone(),
             address,
             addresses: node.addresses.clone(),
             max_pods: node.max_pods,

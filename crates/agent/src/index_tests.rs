@@ -90,6 +90,7 @@ fn two_nodes_and_a_pool_compile_to_one_value() {
         index().desired(),
         Some((
             Desired {
+                node_uid: uid("u1"),
                 address: ip("10.224.0.4"),
                 addresses: vec![ip("10.224.0.4")],
                 max_pods: Some(250),

@@ -11,7 +11,7 @@ use crate::wiring::PodKernel;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use weft_kernel::nft::NftMonitor;
 use weft_kernel::rtnl::{Change, MAIN_TABLE, Monitor, RTPROT_WEFT, Rtnl};
@@ -34,6 +34,8 @@ pub enum Wake {
     Routes,
     /// Something else changed.
     Kernel,
+    /// The agent ends.
+    Stop,
 }
 
 /// What the keeper works on and where it tells what it found.
@@ -58,7 +60,7 @@ pub struct Findings {
     pub overlap: Option<Option<String>>,
 }
 
-/// Keeps until the channel of wakes closes.
+/// Keeps until it is told to stop or the channel of wakes closes.
 pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
     let Keeper {
         mut net,
@@ -70,12 +72,18 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
         probe,
         findings,
     } = keeper;
-    let mut pause = FULL_PASS;
+    // By the monotonic clock: a wall clock that is set must neither stop the passes nor crowd them.
+    let mut full_at = Instant::now() + FULL_PASS;
     let mut failures = 0;
     let mut adopting = true;
     loop {
-        let mut occasions = match wakes.recv_timeout(pause) {
+        let next = saved.due().map_or(full_at, |due| due.min(full_at));
+        let mut occasions = match wakes.recv_timeout(next.saturating_duration_since(Instant::now())) {
             Ok(wake) => vec![wake],
+            Err(RecvTimeoutError::Timeout) if Instant::now() < full_at => {
+                saved.flush();
+                continue;
+            }
             Err(RecvTimeoutError::Timeout) => vec![Wake::Kernel],
             Err(RecvTimeoutError::Disconnected) => return,
         };
@@ -83,10 +91,27 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
             thread::sleep(SETTLE);
         }
         occasions.extend(wakes.try_iter());
-        if occasions.iter().all(|wake| *wake == Wake::Rules) && net.is_settled() {
+        if occasions.contains(&Wake::Stop) {
+            saved.flush();
+            return;
+        }
+        // However many small things happen, everything is looked at when it is time.
+        let only = |kind| Instant::now() < full_at && occasions.iter().all(|wake| *wake == kind);
+        if only(Wake::Rules) && net.is_settled() {
             let desired = view.borrow().desired.clone();
             if desired.is_some_and(|desired| net.restore_rules(&desired).is_ok()) {
                 continue;
+            }
+        }
+        if only(Wake::Wish) && failures == 0 && matches!(*readiness.borrow(), Readiness::Ready { .. }) {
+            let desired = view.borrow().desired.clone();
+            match desired.map(|desired| net.update_peers(&desired).map(|done| done.then_some(desired))) {
+                Some(Ok(Some(desired))) => {
+                    saved.save(&desired);
+                    continue;
+                }
+                Some(Err(error)) => tracing::warn!(%error, "cannot apply a change of other nodes by itself"),
+                Some(Ok(None)) | None => {}
             }
         }
         if let Some(desired) = &view.borrow().desired {
@@ -95,7 +120,7 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
                 Err(error) => tracing::warn!(%error, "cannot read the node's routes"),
             }
         }
-        if occasions.iter().all(|wake| *wake == Wake::Routes) && net.is_settled() {
+        if only(Wake::Routes) && net.is_settled() {
             continue;
         }
         // A plugin that met a busy agent leaves its DEL for later, too.
@@ -105,11 +130,12 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
         let View { desired, waiting_for } = view.borrow().clone();
         let Some(desired) = desired else {
             readiness.send_if_modified(|current| replace(current, Readiness::Waiting { why: waiting_for }));
+            full_at = Instant::now() + FULL_PASS;
             continue;
         };
         let reconciled = net.reconcile(&desired).and_then(|mtu| {
             pods.set_blocks(&desired.blocks, &desired.retiring, desired.max_pods);
-            net.repaired("pod", pods.repair(mtu));
+            net.repaired("pod", pods.repair(mtu)?);
             pods.probe(&probe, desired.address, mtu)?;
             Ok(mtu)
         });
@@ -120,12 +146,12 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
                     adopting = false;
                 }
                 saved.save(&desired);
-                (failures, pause) = (0, FULL_PASS);
+                (failures, full_at) = (0, Instant::now() + FULL_PASS);
                 Readiness::Ready { mtu }
             }
             Err(error) => {
                 tracing::error!(%error, "cannot bring the node's network up to date, trying again");
-                (failures, pause) = (failures + 1, RETRY);
+                (failures, full_at) = (failures + 1, Instant::now() + RETRY);
                 if failures == 1 && matches!(*readiness.borrow(), Readiness::Ready { .. }) {
                     // Most failures are of the moment; one alone must not make the whole node not ready.
                     continue;

@@ -17,6 +17,7 @@ mod keep;
 mod metrics;
 mod node;
 mod originals;
+mod peers;
 mod pods;
 mod preflight;
 mod probe;
@@ -40,6 +41,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
@@ -53,6 +55,8 @@ use weft_model::{NodeName, UserError, codes};
 const SOCKET: &str = "agent.sock";
 /// The ledger, in the state directory.
 const LEDGER: &str = "ledger.redb";
+/// How long the end of the agent waits for its parts.
+const STOP: Duration = Duration::from_secs(2);
 /// The DEL intents, in the state directory.
 const INTENTS: &str = "intents";
 
@@ -192,9 +196,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let client = weft_api::client(weft_api::config(args.kubeconfig.as_deref(), None).await?)?;
     let saved = Saved::open(&args.state_dir);
     let (view, mut views) = channel::channel(watch::View {
-        desired: saved.last().cloned().map(Arc::new),
+        desired: None,
         waiting_for: "the first answer of the Kubernetes API".into(),
     });
+    let last = saved.last().cloned();
     let (findings, found) = channel::channel(Findings::default());
     let keeper = Keeper {
         net,
@@ -209,13 +214,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let reported = views.clone();
     let keeping = vital("keep");
     waker.send(Wake::Wish)?;
+    let stopper = waker.clone();
     thread::Builder::new().name(keeping.name.into()).spawn(move || {
         let _keeping = keeping;
         keep::run(keeper, &wakes);
     })?;
     tokio::spawn(async move { while views.changed().await.is_ok() && waker.send(Wake::Wish).is_ok() {} });
     let watching = vital("watch");
-    let watch = watch::run(client.clone(), args.node_name.clone(), view);
+    let watch = watch::run(client.clone(), args.node_name.clone(), last, view);
     tokio::spawn(async move {
         let _watching = watching;
         watch.await;
@@ -241,6 +247,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(name) = ending {
         // Going on would look alive and keep nothing; whoever supervises the agent starts it anew.
         anyhow::bail!("the agent's part \"{name}\" ended, see the log above");
+    }
+    if stopper.send(Wake::Stop).is_ok() {
+        // A pass under way is waited for no longer than this: what it does, the next agent does again.
+        let _ = tokio::time::timeout(STOP, endings.recv()).await;
     }
     tracing::info!("stopping; pods go on without the agent");
     Ok(())

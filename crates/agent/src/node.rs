@@ -3,6 +3,7 @@
 use crate::desired::{Desired, Prefix};
 use crate::metrics::Metrics;
 use crate::originals::Originals;
+use crate::peers;
 use crate::wiring::{loose, without_ipv6};
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,7 +61,7 @@ pub struct NodeNet {
     datapath: Arc<Mutex<Datapath>>,
     metrics: Arc<Metrics>,
     /// The last wish that was carried out in full: a difference from it is somebody else's doing.
-    done: Option<Desired>,
+    done: Option<Arc<Desired>>,
 }
 
 // === impl NodeNet ===
@@ -90,7 +91,7 @@ impl NodeNet {
     ///
     /// # Errors
     /// The first thing that could not be done. What was done stays; the next call goes on from there.
-    pub fn reconcile(&mut self, desired: &Desired) -> Result<u32, UserError> {
+    pub fn reconcile(&mut self, desired: &Arc<Desired>) -> Result<u32, UserError> {
         let uplink = self.uplink(desired)?;
         self.outer_source(desired, &uplink)?;
         let mtu = uplink.mtu.saturating_sub(VXLAN_OVERHEAD);
@@ -125,9 +126,29 @@ impl NodeNet {
                 self.repaired(kind, count);
             }
         } else {
-            self.done = Some(desired.clone());
+            self.done = Some(Arc::clone(desired));
         }
         Ok(mtu)
+    }
+
+    /// Brings the maps of other nodes from the wish that was carried out last to `desired`, without looking at what
+    /// they hold. Returns whether that is all there is to do; `false` changed nothing.
+    ///
+    /// A cluster of thousands of nodes has a change every second, and reading the maps takes two system calls an entry.
+    ///
+    /// # Errors
+    /// The kernel's refusal; only [`reconcile`](Self::reconcile) knows what to do then.
+    pub fn update_peers(&mut self, desired: &Arc<Desired>) -> Result<bool, UserError> {
+        let Some(done) = self.done.take_if(|done| done.is_same_but_peers(desired)) else {
+            return Ok(false);
+        };
+        let updated = peers::update(&mut lock(&self.datapath), &done, desired);
+        // Also after a failure: this agent has been here, its programs need not be attached anew.
+        self.done = Some(done);
+        updated.map_err(|error| kernel(codes::BPF_LOAD, &error))?;
+        self.metrics.peers(desired.nodes.len());
+        self.done = Some(Arc::clone(desired));
+        Ok(true)
     }
 
     /// Counts differences that nobody wished for.
@@ -500,7 +521,8 @@ fn overlapped(route: &Route, desired: &Desired) -> Option<Ipv4Net> {
         .find(|cidr| cidr.contains(&dst) || dst.contains(cidr))
 }
 
-fn target(prefix: Prefix) -> PrefixTarget {
+/// The datapath's word for it.
+pub fn target(prefix: Prefix) -> PrefixTarget {
     match prefix {
         Prefix::LocalBlock => PrefixTarget::LocalBlock,
         Prefix::RemoteBlock { underlay } => PrefixTarget::RemoteBlock {

@@ -3,10 +3,11 @@
 use super::in_namespaces::{desired, on_a_node, pod};
 use super::*;
 use crate::cleanup::{Cleanup, cleanup};
-use crate::desired::Desired;
+use crate::desired::{Desired, Prefix};
 use crate::probe::Probe;
 use weft_kernel::nft::Nft;
 use weft_kernel::sysctl::read_current;
+use weft_kernel::target::Target;
 use weft_model::codes;
 
 fn routes() -> BTreeSet<Route> {
@@ -42,6 +43,47 @@ fn the_probe_fails_where_packets_of_pods_are_dropped_and_leaves_nothing() {
 }
 
 #[test]
+fn a_changed_slice_is_applied_by_itself_and_a_full_pass_restores_what_others_deleted() {
+    on_a_node(|mut node| {
+        let [kept, gone, new]: [ipnet::IpNet; 3] =
+            ["10.244.0.0/16", "10.244.1.0/24", "10.244.2.0/24"].map(|net| net.parse().unwrap());
+        let datapath = Arc::clone(&node.wiring.datapath);
+        let prefixes = || lock(&datapath).prefixes().list().unwrap();
+        lock(&datapath).prefixes().remove(&kept).unwrap();
+
+        let underlay = "10.224.0.6".parse().unwrap();
+        let mut wish = desired();
+        wish.prefixes.remove(&"10.244.1.0/24".parse().unwrap());
+        wish.prefixes
+            .insert("10.244.2.0/24".parse().unwrap(), Prefix::RemoteBlock { underlay });
+        wish.nodes = [underlay].into();
+        let wish = Arc::new(wish);
+        assert!(node.net.update_peers(&wish).unwrap());
+        let held = prefixes();
+        assert_eq!(
+            [&kept, &gone, &new].map(|net| held.contains_key(net)),
+            [false, false, true],
+            "only what changed is touched"
+        );
+        let nodes = lock(&datapath).nodes().list().unwrap();
+        assert_eq!(
+            nodes.into_keys().collect::<Vec<_>>(),
+            [std::net::IpAddr::from(underlay)]
+        );
+
+        node.net.reconcile(&wish).unwrap();
+        assert!(prefixes().contains_key(&kept));
+
+        // What is the node's own is more than two maps.
+        let own = Desired {
+            blocks: vec![],
+            ..Desired::clone(&wish)
+        };
+        assert!(!node.net.update_peers(&own.into()).unwrap());
+    });
+}
+
+#[test]
 fn a_route_of_somebody_elses_in_the_pod_cidr_is_named() {
     on_a_node(|mut node| {
         let wish = desired();
@@ -64,7 +106,7 @@ fn a_route_of_somebody_elses_in_the_pod_cidr_is_named() {
             ..wish
         };
         assert_eq!(node.net.overlapping_route(&native).unwrap(), None);
-        node.net.reconcile(&native).unwrap();
+        node.net.reconcile(&native.into()).unwrap();
         assert!(routes().contains(&foreign));
         let way = rtnl.route_to("10.244.9.7".parse().unwrap()).unwrap();
         assert_eq!(way.oif, Some(eth0));

@@ -124,7 +124,7 @@ mod tests {
                 sysctl::write_current(&[(forward.clone(), "0".into())]).unwrap();
                 assert!(originals.set(&forward, "1").unwrap());
                 assert!(!originals.set(&forward, "1").unwrap());
-                assert_eq!(originals.restore().unwrap(), [forward.clone()]);
+                assert_eq!(originals.restore().unwrap(), std::slice::from_ref(&forward));
                 assert_eq!(sysctl::read_current(&forward).unwrap(), "0");
                 assert_eq!(originals.restore().unwrap(), []);
             })

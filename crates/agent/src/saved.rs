@@ -7,14 +7,25 @@ use crate::desired::Desired;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use weft_cni::install::place;
 
 pub const FILE: &str = "desired.json";
 
+/// Changes of other nodes are written this far apart at least: in a cluster of thousands there is one every second, and
+/// a megabyte to sync each time. What an agent that is killed meanwhile has not written, the API tells the next one, or
+/// if it is away too, the next one reaches those nodes when it is back. What is the node's own is written at once: no
+/// address may be given twice.
+const PACE: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 pub struct Saved {
     dir: PathBuf,
-    last: Option<Desired>,
+    last: Option<Arc<Desired>>,
+    /// Waits for its time.
+    pending: Option<Arc<Desired>>,
+    not_before: Instant,
 }
 
 // === impl Saved ===
@@ -28,7 +39,8 @@ impl Saved {
                 .inspect_err(
                     |error| tracing::warn!(path = %path.display(), %error, "ignoring the saved wish"),
                 )
-                .ok(),
+                .ok()
+                .map(Arc::new),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "cannot read the saved wish");
@@ -38,24 +50,48 @@ impl Saved {
         Self {
             dir: directory.to_owned(),
             last,
+            pending: None,
+            not_before: Instant::now(),
         }
     }
 
     /// What was saved last.
-    pub fn last(&self) -> Option<&Desired> {
+    pub fn last(&self) -> Option<&Arc<Desired>> {
         self.last.as_ref()
     }
 
-    /// Saves `desired` if it is another than last time. A failure is logged: the node works without.
-    pub fn save(&mut self, desired: &Desired) {
-        if self.last.as_ref() == Some(desired) {
-            return;
+    /// Saves `desired` if it is another than last time, now or, where only other nodes changed, when it is
+    /// [due](Self::due). A failure is logged: the node works without.
+    pub fn save(&mut self, desired: &Arc<Desired>) {
+        self.pending = None;
+        match &self.last {
+            Some(last) if last == desired => {}
+            Some(last) if last.is_same_but_peers(desired) && Instant::now() < self.not_before => {
+                self.pending = Some(Arc::clone(desired));
+            }
+            _ => self.write(desired),
         }
-        let written = serde_json::to_vec(desired)
+    }
+
+    /// When [`flush`](Self::flush) has something to write.
+    pub fn due(&self) -> Option<Instant> {
+        self.pending.as_ref().map(|_| self.not_before)
+    }
+
+    /// Writes what waits.
+    pub fn flush(&mut self) {
+        if let Some(desired) = self.pending.take() {
+            self.write(&desired);
+        }
+    }
+
+    fn write(&mut self, desired: &Arc<Desired>) {
+        self.not_before = Instant::now() + PACE;
+        let written = serde_json::to_vec(&**desired)
             .map_err(io::Error::from)
             .and_then(|text| place(&self.dir, FILE, &text, 0o600));
         match written {
-            Ok(_) => self.last = Some(desired.clone()),
+            Ok(_) => self.last = Some(Arc::clone(desired)),
             Err(error) => {
                 tracing::warn!(directory = %self.dir.display(), %error, "cannot save the node's wish");
             }
@@ -71,6 +107,7 @@ mod tests {
     fn desired() -> Desired {
         let underlay = "10.224.0.5".parse().unwrap();
         Desired {
+            node_uid: "a-b".parse().unwrap(),
             address: "10.224.0.4".parse().unwrap(),
             addresses: vec!["10.224.0.4".parse().unwrap()],
             max_pods: Some(250),
@@ -92,8 +129,34 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut saved = Saved::open(dir.path());
         assert_eq!(saved.last(), None);
-        saved.save(&desired());
-        assert_eq!(Saved::open(dir.path()).last(), Some(&desired()));
+        let desired = Arc::new(desired());
+        saved.save(&desired);
+        assert_eq!(Saved::open(dir.path()).last(), Some(&desired));
+    }
+
+    #[test]
+    fn other_nodes_wait_for_their_turn_and_the_nodes_own_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let on_disk = || Saved::open(dir.path()).last().cloned().unwrap();
+        let mut saved = Saved::open(dir.path());
+        let first = Arc::new(desired());
+        saved.save(&first);
+
+        let mut with_peer = desired();
+        with_peer.nodes.insert("10.224.0.6".parse().unwrap());
+        let with_peer = Arc::new(with_peer);
+        saved.save(&with_peer);
+        assert_eq!((on_disk(), saved.due().is_some()), (Arc::clone(&first), true));
+        saved.flush();
+        assert_eq!((on_disk(), saved.due()), (Arc::clone(&with_peer), None));
+
+        saved.save(&first);
+        let with_block = Arc::new(Desired {
+            blocks: vec![],
+            ..desired()
+        });
+        saved.save(&with_block);
+        assert_eq!((on_disk(), saved.due()), (with_block, None));
     }
 
     #[test]

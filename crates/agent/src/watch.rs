@@ -5,8 +5,8 @@
 
 use crate::desired::Desired;
 use crate::index::{Conflict, Grant, Index, OwnNode, Pool, Source};
+use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
-use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Node as KubeNode;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -15,12 +15,18 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
 use weft_api::{NodeNetwork, NodeSlice, PodPool};
 use weft_model::{Node, NodeName};
 
 /// A burst of events, such as a relist, is compiled once.
 const BURST: usize = 4096;
+/// Changes of other nodes come in company: one that is replaced goes and comes.
+const GATHER: Duration = Duration::from_millis(100);
+/// How long the API may take for its first answers before the agent goes on from what it knew.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 #[expect(
     clippy::large_enum_variant,
@@ -31,6 +37,8 @@ enum Update {
     Network(Event<NodeNetwork>),
     Pool(Event<PodPool>),
     Slice(Event<NodeSlice>),
+    /// A list or watch failed, and will be tried again.
+    Failed,
 }
 
 /// What the watches have found out so far.
@@ -42,12 +50,16 @@ pub struct View {
     pub waiting_for: String,
 }
 
-/// Watches until the process ends and publishes each change of the view.
-pub async fn run(client: Client, name: NodeName, view: watch::Sender<View>) {
+/// Watches until the process ends and publishes each change of the view. `saved` stands in while the API can't be
+/// asked, unless it is of another Node object: that one's blocks may be a third node's by now.
+pub async fn run(client: Client, name: NodeName, saved: Option<Arc<Desired>>, view: watch::Sender<View>) {
     let mut state = State {
         index: Index::new(name.clone()),
         seen: BTreeSet::new(),
         conflicts: Vec::new(),
+        saved,
+        silent: false,
+        compiled: false,
     };
     let own = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let all = watcher::Config::default();
@@ -59,9 +71,22 @@ pub async fn run(client: Client, name: NodeName, view: watch::Sender<View>) {
     ])
     .ready_chunks(BURST);
     view.send_if_modified(|current| state.publish(current));
-    while let Some(burst) = updates.next().await {
-        for update in burst {
-            state.apply(update);
+    let patience = sleep(PATIENCE);
+    tokio::pin!(patience);
+    loop {
+        tokio::select! {
+            burst = updates.next() => {
+                let Some(mut burst) = burst else { return };
+                let until = Instant::now() + GATHER;
+                while burst.iter().all(Update::is_of_others) {
+                    let Ok(Some(more)) = timeout_at(until, updates.next()).await else { break };
+                    burst.extend(more);
+                }
+                for update in burst {
+                    state.apply(update);
+                }
+            }
+            () = &mut patience, if !state.silent => state.silent = true,
         }
         view.send_if_modified(|current| state.publish(current));
     }
@@ -75,21 +100,15 @@ fn updates<K>(
 where
     K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    logged::<K>(watcher(api, config).default_backoff())
-        .map(wrap)
-        .boxed()
-}
-
-/// Watch errors are retried by the watcher's backoff; here they only become visible.
-fn logged<K: kube::Resource<DynamicType = ()> + Send + 'static>(
-    events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
-) -> impl Stream<Item = Event<K>> + Send + 'static {
-    events.filter_map(|event| {
-        let event = event
-            .inspect_err(|error| tracing::warn!(kind = %K::kind(&()), %error, "watch failed, trying again"))
-            .ok();
-        std::future::ready(event)
-    })
+    // Errors are retried by the watcher's backoff; here they only become visible.
+    let update = move |event: watcher::Result<Event<K>>| match event {
+        Ok(event) => wrap(event),
+        Err(error) => {
+            tracing::warn!(kind = %K::kind(&()), %error, "watch failed, trying again");
+            Update::Failed
+        }
+    };
+    watcher(api, config).default_backoff().map(update).boxed()
 }
 
 struct State {
@@ -97,6 +116,21 @@ struct State {
     /// Names met since a relist began, by source.
     seen: BTreeSet<(Source, String)>,
     conflicts: Vec<Conflict>,
+    /// What an earlier agent carried out last.
+    saved: Option<Arc<Desired>>,
+    /// Whether the API failed to answer, or did not in time.
+    silent: bool,
+    /// Whether the API has told everything once.
+    compiled: bool,
+}
+
+// === impl Update ===
+
+impl Update {
+    /// Whether it is a change of a slice after the first list.
+    fn is_of_others(&self) -> bool {
+        matches!(self, Self::Slice(Event::Apply(_) | Event::Delete(_)))
+    }
 }
 
 // === impl State ===
@@ -142,6 +176,7 @@ impl State {
             Update::Slice(event) => self.event(Source::Slices, event, |index, name, slice| {
                 index.set_slice(name, slice.map(|slice| nodes(name, &slice)));
             }),
+            Update::Failed => self.silent = true,
         }
     }
 
@@ -194,14 +229,22 @@ impl State {
                     );
                 }
                 self.conflicts = conflicts;
+                (self.compiled, self.saved) = (true, None);
                 View {
                     desired: Some(Arc::new(desired)),
                     waiting_for: String::new(),
                 }
             }
             // The last known wish goes on to hold: what is missing now must not tear anything down.
-            None => View {
+            None if self.compiled => View {
                 desired: current.desired.clone(),
+                waiting_for: self.waiting_for(),
+            },
+            None => View {
+                desired: self
+                    .saved
+                    .clone()
+                    .filter(|saved| self.silent && self.index.may_be(&saved.node_uid)),
                 waiting_for: self.waiting_for(),
             },
         };
@@ -286,3 +329,7 @@ fn nodes(slice: &str, object: &NodeSlice) -> Vec<Node> {
         })
         .collect()
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;

@@ -22,7 +22,7 @@ struct Bpffs(TempDir);
 pub(super) struct Node {
     pub(super) net: NodeNet,
     pub(super) wiring: Wiring,
-    pub(super) desired: Desired,
+    pub(super) desired: Arc<Desired>,
     pub(super) pins: PathBuf,
     pub(super) state: PathBuf,
     /// Whether the node's namespace forwarded packets before the agent came.
@@ -85,7 +85,7 @@ pub(super) fn on_a_node(test: impl FnOnce(Node) + Send) {
         let forward = Key::new("net/ipv4/ip_forward").unwrap();
         let forwarded_before = sysctl::read_current(&forward).unwrap();
         let mut net = NodeNet::new(settings, Arc::clone(&datapath), metrics).unwrap();
-        let desired = desired();
+        let desired = Arc::new(desired());
         assert_eq!(net.reconcile(&desired).unwrap(), MTU);
         test(Node {
             net,
@@ -102,6 +102,7 @@ pub(super) fn on_a_node(test: impl FnOnce(Node) + Send) {
 pub(super) fn desired() -> Desired {
     let underlay = Ipv4Addr::new(10, 224, 0, 5);
     Desired {
+        node_uid: "u1".parse().unwrap(),
         address: NODE,
         addresses: vec![NODE],
         max_pods: None,

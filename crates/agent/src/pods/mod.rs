@@ -128,22 +128,23 @@ impl<K: PodKernel> Pods<K> {
         }
     }
 
-    /// Puts the kernel's side of all attachments right, with no request under way.
-    pub fn repair(&self, mtu: u32) -> usize {
+    /// Puts the kernel's side of all attachments right, with no request under way. Returns how much had to be.
+    ///
+    /// # Errors
+    /// [`codes::RECONCILE`], also where one attachment of many is not right: its pod is cut off.
+    pub fn repair(&self, mtu: u32) -> Result<usize, UserError> {
         let _alone = self.exclusive.write().unwrap_or_else(PoisonError::into_inner);
-        let attachments = match self.attachments() {
-            Ok(attachments) => attachments,
-            Err(failure) => {
-                tracing::error!(
-                    error = failure.msg,
-                    "cannot read the ledger to compare it with the kernel"
-                );
-                return 0;
-            }
-        };
-        self.kernel.repair(&attachments, mtu).unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot put the kernel's side of the pods right");
-            0
+        let wrong = |message| UserError::new(codes::RECONCILE, message, "see the agent's log");
+        let attachments = self.attachments().map_err(|failure| {
+            wrong(format!(
+                "cannot compare the pods' interfaces with the ledger: {}",
+                failure.msg
+            ))
+        })?;
+        self.kernel.repair(&attachments, mtu).map_err(|error| {
+            wrong(format!(
+                "cannot put the interface of a running pod right: {error}"
+            ))
         })
     }
 

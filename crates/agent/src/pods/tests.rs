@@ -73,6 +73,9 @@ impl PodKernel for FakeKernel {
     }
 
     fn repair(&self, _: &[Attachment], _: u32) -> Result<usize, WiringError> {
+        if self.0.differs.load(Ordering::Relaxed) {
+            return Err(broken());
+        }
         Ok(0)
     }
 }
@@ -479,6 +482,18 @@ fn what_the_plugin_gave_up_while_it_waited_is_not_carried_out() {
     });
     assert_eq!(code_and_words(gone(late)).0, code::TRY_AGAIN);
     assert_eq!(bed.kernel.wired(), vec![("a/eth0".into(), address)]);
+}
+
+#[test]
+fn a_repair_that_fails_is_told_until_it_succeeds() {
+    let bed = Bed::new("10.244.0.0/24");
+    bed.address("a");
+    bed.kernel.0.differs.store(true, Ordering::Relaxed);
+    let error = bed.pods.repair(1450).unwrap_err();
+    assert_eq!(error.code(), codes::RECONCILE);
+    assert!(error.message().contains("weft0000000000"), "{error}");
+    bed.kernel.0.differs.store(false, Ordering::Relaxed);
+    assert_eq!(bed.pods.repair(1450).unwrap(), 0);
 }
 
 #[test]

@@ -1,0 +1,34 @@
+//! The maps of other nodes, brought from one wish to the next without being read.
+
+use crate::desired::{Desired, Prefix};
+use crate::node::target;
+use ipnet::Ipv4Net;
+use weft_kernel::bpf::Datapath;
+use weft_kernel::target::Target;
+
+/// Applies what tells `desired` from `done`, which the maps hold. What is new is in place before what is old goes.
+///
+/// # Errors
+/// The kernel's refusal. What was done stays.
+pub fn update(datapath: &mut Datapath, done: &Desired, desired: &Desired) -> Result<(), weft_kernel::Error> {
+    let changed = |net: &Ipv4Net, prefix: &Prefix| done.prefixes.get(net) != Some(prefix);
+    let mut prefixes = datapath.prefixes();
+    for (net, prefix) in &desired.prefixes {
+        if changed(net, prefix) {
+            prefixes.apply(&(*net).into(), &target(*prefix))?;
+        }
+    }
+    for net in done.prefixes.keys() {
+        if !desired.prefixes.contains_key(net) {
+            prefixes.remove(&(*net).into())?;
+        }
+    }
+    let mut nodes = datapath.nodes();
+    for address in desired.nodes.difference(&done.nodes) {
+        nodes.apply(&(*address).into(), &())?;
+    }
+    for address in done.nodes.difference(&desired.nodes) {
+        nodes.remove(&(*address).into())?;
+    }
+    Ok(())
+}
