@@ -136,8 +136,18 @@ async fn a_taint_that_was_set_meanwhile_is_not_taken_for_ours() {
     state.apply(Update::Node(Event::Apply(patched)));
     let failed = state.write(vec![remove(0)]).await;
     assert!(failed.is_empty(), "{failed:?}");
-    let node = Api::<Node>::all(client).get("n1").await.unwrap();
-    let taints = node.spec.unwrap().taints.unwrap();
-    let keys: Vec<&str> = taints.iter().map(|taint| taint.key.as_str()).collect();
-    assert_eq!(keys, ["theirs"]);
+    let keys = async || -> Vec<String> {
+        let node = Api::<Node>::all(client.clone()).get("n1").await.unwrap();
+        let taints = node.spec.unwrap().taints.unwrap_or_default();
+        taints.into_iter().map(|taint| taint.key).collect()
+    };
+    assert_eq!(keys().await, ["theirs"]);
+    let set = Action::SetTaint {
+        name: "n1".parse().unwrap(),
+        on: true,
+        taints: Taints { count: 1, ours: None },
+    };
+    let failed = state.write(vec![set]).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!(keys().await, ["theirs", "weft.dev/agent-not-ready"]);
 }

@@ -293,3 +293,22 @@ fn nodes_reach_each_other_before_anything_is_told_about_them() {
     assert!(last("nodes-0") < first("unavailable"), "{writes:?}");
     assert!(last("nodes-0") < first("pool default"), "{writes:?}");
 }
+
+#[test]
+fn a_pool_gives_out_blocks_when_the_node_address_in_it_is_gone() {
+    let mut cluster = Cluster::with_pool("10.244.0.0/16", 24);
+    cluster.node("n1", "u1", "10.244.0.4");
+    cluster.node("n2", "u2", "10.224.0.5");
+    cluster.settle();
+    assert_eq!(cluster.blocks("n2"), "");
+    cluster.change_node("n1", |node| node.addresses = vec!["10.224.0.4".parse().unwrap()]);
+    cluster.settle();
+    assert_eq!(cluster.blocks("n2"), "10.244.1.0/24");
+    cluster.node("n3", "u3", "10.244.0.9");
+    cluster.settle();
+    assert_eq!(cluster.blocks("n3"), "");
+    cluster.remove_node("n3");
+    cluster.node("n4", "u4", "10.224.0.6");
+    cluster.settle();
+    assert_eq!(cluster.blocks("n4"), "10.244.2.0/24");
+}
