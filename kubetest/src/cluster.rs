@@ -23,6 +23,9 @@ use crate::{cni, dns, node, preflight, remove, vnet};
 /// How long nodes may take to register, and to be Ready.
 const NODES: Duration = Duration::from_secs(180);
 
+/// Label and taint of the control plane's node, as kubeadm gives them.
+pub const CONTROL_PLANE_ROLE: &str = "node-role.kubernetes.io/control-plane";
+
 /// Between two looks at the API.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -64,14 +67,19 @@ async fn build(
         let (cluster, kubectl) = (cluster.clone(), kubectl.clone());
         tokio::task::spawn_blocking(move || install(&cluster, &kubectl))
     };
-    start_nodes(&cluster, cache, cluster.nodes.clone()).await?;
+    let members = cluster.members();
+    start_nodes(&cluster, cache, members.clone()).await?;
     installed.await??;
-    registered(&cluster, &client, &cluster.nodes).await?;
-    progress.say(&format!("{nodes} nodes registered"));
+    registered(&cluster, &client, &members).await?;
+    if let Some(node) = cluster.control_plane() {
+        // Nodes must not give themselves a role.
+        kubectl.read(&["label", "node", &node.name, &format!("{CONTROL_PLANE_ROLE}=")])?;
+    }
+    progress.say(&format!("{} nodes registered", members.len()));
     finish_network(&cluster, &client).await?;
     if cluster.config.cni != Cni::None {
-        ready(&cluster, &client, &cluster.nodes).await?;
-        progress.say(&format!("{nodes} nodes Ready"));
+        ready(&cluster, &client, &members).await?;
+        progress.say(&format!("{} nodes Ready", members.len()));
     }
     if cluster.config.dns && cluster.config.cni != Cni::None {
         rolled_out(&client, "kube-system", "coredns").await?;
@@ -271,12 +279,7 @@ async fn wait(
 }
 
 fn is_ready(node: &NodeObject) -> bool {
-    let tainted = node
-        .spec
-        .iter()
-        .flat_map(|spec| spec.taints.iter().flatten())
-        .any(|taint| taint.effect == "NoSchedule");
-    !tainted && why_not_ready(node).is_none()
+    why_not_ready(node).is_none()
 }
 
 fn why_not_ready(node: &NodeObject) -> Option<String> {
@@ -290,7 +293,7 @@ fn why_not_ready(node: &NodeObject) -> Option<String> {
             .spec
             .iter()
             .flat_map(|spec| spec.taints.iter().flatten())
-            .find(|taint| taint.effect == "NoSchedule")
+            .find(|taint| taint.effect == "NoSchedule" && taint.key != CONTROL_PLANE_ROLE)
             .map(|taint| format!("it has taint {}", taint.key)),
         Some(condition) => Some(condition.message.clone().unwrap_or_default()),
         None => Some("it has no condition Ready".to_owned()),

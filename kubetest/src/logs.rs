@@ -16,8 +16,8 @@ const OBJECTS: &str = "nodes,pods,services,events,podpools,nodenetworks,nodeslic
 /// Directories of logs: of the control plane, and of every node, with those of its pods below `pods/`.
 pub fn directories(cluster: &Cluster) -> Vec<(String, PathBuf)> {
     let nodes = cluster
-        .nodes
-        .iter()
+        .members()
+        .into_iter()
         .map(|node| (node.name.clone(), cluster.node_data(&node.name).join("var/log")));
     std::iter::once(("control-plane".to_owned(), cluster.dir().join("logs")))
         .chain(nodes)

@@ -56,7 +56,8 @@ pub fn check(nodes: usize) -> Result<()> {
     lacks.extend(controllers()?);
     lacks.extend(file_systems()?);
     lacks.extend(veth());
-    let nodes = nodes as u64;
+    // The control plane's machine is a node, too.
+    let nodes = nodes as u64 + 1;
     let memory = available_memory()?;
     let needed = MEMORY.0 + nodes * MEMORY.1;
     if memory < needed {

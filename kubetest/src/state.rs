@@ -19,6 +19,9 @@ pub const DATA: &str = "/var/lib/weft-kube";
 /// Beginning of the names of all network namespaces and cgroups.
 pub const PREFIX: &str = "wk-";
 
+/// Name of the control plane's machine, also as a node.
+pub const CONTROL_PLANE: &str = "cp";
+
 /// What a cluster was made with, and of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -31,7 +34,7 @@ pub struct Cluster {
     pub subnet: Ipv4Net,
     /// Address of the control plane in the VNet.
     pub api_address: Ipv4Addr,
-    /// Its nodes, by the order in which they joined.
+    /// Its nodes for pods, by the order in which they joined.
     pub nodes: Vec<Node>,
 }
 
@@ -176,7 +179,7 @@ impl Cluster {
 
     /// Network namespace of the control plane.
     pub fn control_plane_netns(&self) -> String {
-        format!("{PREFIX}{}-cp", self.name)
+        self.node_netns(CONTROL_PLANE)
     }
 
     /// Network namespace of a node.
@@ -189,7 +192,21 @@ impl Cluster {
         data(&self.name).join(node)
     }
 
-    /// The node of that name.
+    /// The control plane's machine as a node, tainted as kubeadm does it: so the API server reaches pods. With the
+    /// reference plugins it is none, and has routes instead.
+    pub fn control_plane(&self) -> Option<Node> {
+        (self.config.cni != Cni::Bridge).then(|| Node {
+            name: CONTROL_PLANE.to_owned(),
+            address: self.api_address,
+        })
+    }
+
+    /// All nodes, the control plane's after those for pods.
+    pub fn members(&self) -> Vec<Node> {
+        self.nodes.iter().cloned().chain(self.control_plane()).collect()
+    }
+
+    /// The node for pods of that name.
     ///
     /// # Errors
     /// There is none.

@@ -172,7 +172,8 @@ fn objects(scene: &Scene) -> Outcome {
         return Ok(Held::NotHere("the cluster's network is not Weft"));
     }
     let table = scene.read(&["get", "podpools,nodenetworks,nodeslices"])?;
-    for node in &scene.cluster.nodes {
+    let nodes = scene.cluster.members();
+    for node in &nodes {
         let ready = scene.field(
             &format!("nodenetwork/{}", node.name),
             "{.status.conditions[?(@.type==\"Ready\")].status}",
@@ -185,5 +186,5 @@ fn objects(scene: &Scene) -> Outcome {
             bail!("block {block} is not in the table:\n{table}");
         }
     }
-    yes(format!("{} nodes", scene.cluster.nodes.len()))
+    yes(format!("{} nodes", nodes.len()))
 }

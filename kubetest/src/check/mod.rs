@@ -1,5 +1,6 @@
 //! `cargo xtask kube check`: what a cluster's network has to do, tried with real pods, kubectl and the machines around.
 
+mod api;
 mod kubelet;
 mod live;
 mod network;
@@ -86,6 +87,7 @@ fn all() -> impl Iterator<Item = &'static Check> {
         .iter()
         .chain(services::ALL)
         .chain(kubelet::ALL)
+        .chain(api::ALL)
         .chain(live::ALL)
 }
 

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::init::{Plan, Service};
 use crate::cache::Cache;
+use crate::cluster::CONTROL_PLANE_ROLE;
 use crate::pki::{Pki, Subject};
-use crate::state::{Cluster, Cni, Node, Proxy};
+use crate::state::{CONTROL_PLANE, Cluster, Cni, Node, Proxy};
 use crate::vnet;
 
 /// Configuration and marks, as the node sees them.
@@ -67,8 +68,19 @@ fn plan(cluster: &Cluster, cache: &Cache, node: &Node, cgroups: &[PathBuf]) -> R
         format!("--node-ip={}", node.address),
         "--v=2".to_owned(),
     ];
-    if cluster.config.cni == Cni::Weft {
-        kubelet.push(format!("--register-with-taints={TAINT}=:NoSchedule"));
+    if let Some(zone) = zone(node) {
+        kubelet.push(format!("--node-labels=topology.kubernetes.io/zone={zone}"));
+    }
+    let taints: Vec<String> = [
+        (TAINT, cluster.config.cni == Cni::Weft),
+        (CONTROL_PLANE_ROLE, node.name == CONTROL_PLANE),
+    ]
+    .into_iter()
+    .filter(|(_, applies)| *applies)
+    .map(|(key, _)| format!("{key}=:NoSchedule"))
+    .collect();
+    if !taints.is_empty() {
+        kubelet.push(format!("--register-with-taints={}", taints.join(",")));
     }
     let mut services = vec![Service {
         name: "kubelet".to_owned(),
@@ -93,6 +105,12 @@ fn plan(cluster: &Cluster, cache: &Cache, node: &Node, cgroups: &[PathBuf]) -> R
         archives,
         services,
     })
+}
+
+/// Nodes for pods lie in three zones in turn.
+fn zone(node: &Node) -> Option<String> {
+    let number: u32 = node.name.strip_prefix("node")?.parse().ok()?;
+    Some(format!("zone{}", number.checked_sub(1)? % 3 + 1))
 }
 
 fn certificates(cluster: &Cluster, node: &Node, conf: &Path) -> Result<()> {

@@ -17,7 +17,7 @@ use weft_kernel::process::{Enter, ProcessId, Signal, enter};
 
 use crate::cache::Cache;
 use crate::control_plane::last_line;
-use crate::state::{Cluster, Node};
+use crate::state::{CONTROL_PLANE, Cluster, Node};
 use crate::vnet;
 
 /// How long a killed process may take to vanish.
@@ -43,12 +43,15 @@ pub fn start(cluster: &Cluster, cache: &Cache, node: &Node) -> Result<()> {
     if !cluster.dir().exists() {
         bail!("cluster {} is being removed", cluster.name);
     }
-    vnet::connect(
-        &cluster.config.vnet,
-        cluster.subnet,
-        &cluster.node_netns(&node.name),
-        node.address,
-    )?;
+    // The control plane is in its own already.
+    if node.name != CONTROL_PLANE {
+        vnet::connect(
+            &cluster.config.vnet,
+            cluster.subnet,
+            &cluster.node_netns(&node.name),
+            node.address,
+        )?;
+    }
     let cgroups = cgroup::create(&cluster.node_netns(&node.name))?;
     files::write(cluster, cache, node, &cgroups)?;
     boot(cluster, node)
@@ -79,11 +82,13 @@ pub fn reboot(cluster: &Cluster, cache: &Cache, node: &Node) -> Result<()> {
 /// # Errors
 /// The node does not run.
 pub fn exec(cluster: &Cluster, cache: &Cache, node: &str, argv: &[String]) -> Result<Command> {
-    let node = cluster.node(node)?;
-    let init = first_process(cluster, &node.name).with_context(|| {
+    if node != CONTROL_PLANE {
+        cluster.node(node)?;
+    }
+    let init = first_process(cluster, node).with_context(|| {
         format!(
-            "node {} does not run\n  next: cargo xtask kube logs {}",
-            node.name, cluster.name
+            "node {node} does not run\n  next: cargo xtask kube logs {}",
+            cluster.name
         )
     })?;
     let path = std::env::var("PATH").unwrap_or_default();
