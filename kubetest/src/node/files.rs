@@ -201,7 +201,6 @@ fn proxy(cluster: &Cluster, node: &Node) -> Value {
         "kind": "KubeProxyConfiguration",
         "mode": cluster.config.proxy,
         "clientConnection": {"kubeconfig": format!("{CONF}/proxy.kubeconfig")},
-        "clusterCIDR": cluster.config.pod_cidr,
         "hostnameOverride": node.name,
         // The table's size belongs to the machine's first network namespace.
         "conntrack": {"maxPerCore": 0},
