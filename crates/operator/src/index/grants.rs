@@ -79,6 +79,7 @@ impl Index {
     pub(super) fn return_blocks(&mut self, now: Duration, plan: &mut Plan) {
         self.gone.retain(|uid, _| !self.names.contains_key(uid));
         self.unready.retain(|uid, _| self.names.contains_key(uid));
+        self.rangeless.retain(|uid, _| self.names.contains_key(uid));
         let shown = self.networks.values().map(|network| &network.node_uid);
         for uid in self.held.keys().chain(shown) {
             if !self.names.contains_key(uid) {

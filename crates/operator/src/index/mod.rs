@@ -52,7 +52,8 @@ pub(crate) struct Pace {
     pub(crate) slices: Duration,
     /// Between two writes of a pool's counts.
     pub(crate) counts: Duration,
-    /// For how long an agent has to be unready before the scheduler is told: restarts are shorter.
+    /// For how long an agent has to be unready, or a node without the range that another controller gives it,
+    /// before anybody is told: restarts are shorter.
     pub(crate) unready: Duration,
 }
 
@@ -196,6 +197,8 @@ pub(crate) struct Index {
     gone: BTreeMap<NodeUid, Duration>,
     /// Since when agents say that they can't serve.
     unready: BTreeMap<NodeUid, Duration>,
+    /// Since when nodes are there that kube-controller-manager may still give a range.
+    rangeless: BTreeMap<NodeUid, Duration>,
     listed: BTreeSet<Source>,
     conflicts: BTreeSet<String>,
     /// Slices may differ from what they should be.
@@ -257,6 +260,7 @@ impl Index {
             leaving: BTreeSet::new(),
             gone: BTreeMap::new(),
             unready: BTreeMap::new(),
+            rangeless: BTreeMap::new(),
             listed: BTreeSet::new(),
             conflicts: BTreeSet::new(),
             slices_due: true,
@@ -427,7 +431,7 @@ impl Index {
         self.retire();
         self.plan_pools(now, wall, &mut plan);
         self.plan_nodes(now, wall, &mut plan);
-        self.plan_networks(wall, &grants, &mut plan);
+        self.plan_networks(now, wall, &grants, &mut plan);
         self.plan_slices(now, &mut plan);
         plan.note = self.unshown(now, &plan);
         plan

@@ -1,6 +1,7 @@
 //! The NodeNetworks: their blocks, and whether these are all that the node asks for.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use weft_model::NodeUid;
@@ -11,13 +12,22 @@ use super::{Action, Index, Plan, Shortage, changed_condition};
 // === impl Index ===
 
 impl Index {
-    pub(super) fn plan_networks(&mut self, wall: Timestamp, grants: &Grants, plan: &mut Plan) {
+    pub(super) fn plan_networks(&mut self, now: Duration, wall: Timestamp, grants: &Grants, plan: &mut Plan) {
         let (contested, conflicts) = self.contested();
         plan.new_conflicts = conflicts.difference(&self.conflicts).cloned().collect();
         self.conflicts = conflicts;
         for (name, node) in &self.nodes {
             if grants.postponed.contains(&node.uid) {
                 continue;
+            }
+            // kube-controller-manager needs a moment for a new node; which one it is shows then.
+            let awaited = node.pod_cidrs.is_empty() && self.pools.any_of_node_ipam();
+            if awaited && !self.held.contains_key(&node.uid) {
+                let until = *self.rangeless.entry(node.uid.clone()).or_insert(now) + self.pace.unready;
+                if now < until {
+                    plan.wake_at(until);
+                    continue;
+                }
             }
             let Some(network) = self.network_of(name, node) else {
                 // A node whose pods are on another network needs none.

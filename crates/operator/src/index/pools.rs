@@ -135,6 +135,11 @@ impl Pools {
         self.pools.values().any(|pool| pool.selects(node))
     }
 
+    /// Whether kube-controller-manager chooses the blocks of any pool.
+    pub(super) fn any_of_node_ipam(&self) -> bool {
+        self.pools.values().any(|pool| pool.ipam() == Some(Ipam::Node))
+    }
+
     /// Whether a block lies in a pool whose blocks are chosen by kube-controller-manager.
     pub(super) fn covered_by_node_pool(&self, block: Block) -> bool {
         self.pools.values().any(|pool| {

@@ -174,3 +174,29 @@ fn nodes_of_no_pool_are_left_alone() {
     cluster.ready("n1", "False", "no");
     assert_eq!(cluster.settle(), [""; 0]);
 }
+
+#[test]
+fn a_new_node_is_given_time_to_get_its_range() {
+    let mut cluster = Cluster::new();
+    cluster.pool(
+        "default",
+        serde_json::json!({ "cidrs": ["10.244.0.0/16"], "ipam": "node",
+            "nodeSelector": {"matchLabels": {"weft": "yes"}} }),
+    );
+    cluster.pace.unready = Duration::from_secs(10);
+    let mut cluster = cluster.restarted();
+    cluster.labelled_node("n1", "u1", "10.224.0.4", &[("weft", "yes")]);
+    cluster.node("n2", "u2", "10.224.0.5");
+    cluster.labelled_node("n3", "u3", "10.224.0.6", &[("weft", "yes")]);
+    assert_eq!(cluster.settle(), ["pool default 0/256"]);
+    let plan = cluster.index.plan(cluster.now, wall(0));
+    assert_eq!(plan.again_at, Some(Duration::from_secs(10)));
+    for (node, range) in [("n1", "10.244.0.0/24"), ("n2", "10.244.1.0/24")] {
+        cluster.change_node(node, |node| node.pod_cidrs = vec![range.to_owned()]);
+    }
+    cluster.settle();
+    assert_eq!(cluster.blocks("n1"), "10.244.0.0/24");
+    assert_eq!(cluster.networks.len(), 1, "a native node needs none");
+    cluster.later(Duration::from_secs(10));
+    assert!(cluster.allocation("n3").starts_with("NoPodCIDR"));
+}
