@@ -84,6 +84,35 @@ fn a_changed_slice_is_applied_by_itself_and_a_full_pass_restores_what_others_del
 }
 
 #[test]
+fn a_node_that_gets_another_address_is_known_by_it_everywhere() {
+    on_a_node(|mut node| {
+        let new = "10.224.0.14".parse().unwrap();
+        let mut rtnl = Rtnl::open().unwrap();
+        let eth0 = rtnl.link_index("eth0").unwrap();
+        let net: ipnet::Ipv4Net = "10.224.0.14/16".parse().unwrap();
+        let old: ipnet::Ipv4Net = "10.224.0.4/16".parse().unwrap();
+        rtnl.delete_address(&Address::new(eth0, old)).unwrap();
+        rtnl.add_address(&Address::new(eth0, net)).unwrap();
+        let mut wish = desired();
+        (wish.address, wish.addresses) = (new, vec![new]);
+        wish.prefixes.remove(&"10.224.0.4/32".parse().unwrap());
+        wish.prefixes
+            .insert("10.224.0.14/32".parse().unwrap(), Prefix::SelfNode);
+        node.net.reconcile(&wish.into()).unwrap();
+
+        let config = lock(&node.wiring.datapath).config().unwrap().unwrap();
+        assert_eq!(config.underlay, std::net::IpAddr::from(new));
+        let overlay = rtnl.link_index(crate::node::OVERLAY).unwrap();
+        let held = rtnl.addresses(Some(overlay)).unwrap();
+        let held: Vec<_> = held.iter().map(|address| address.net.addr()).collect();
+        assert_eq!(held, [std::net::IpAddr::from(new)]);
+        let way = rtnl.route_to("10.244.1.7".parse().unwrap()).unwrap();
+        assert_eq!(way.src, Some(new.into()));
+        Probe::new().unwrap().run(&node.wiring, new, 1450).unwrap();
+    });
+}
+
+#[test]
 fn a_route_of_somebody_elses_in_the_pod_cidr_is_named() {
     on_a_node(|mut node| {
         let wish = desired();
