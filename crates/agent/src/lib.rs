@@ -24,6 +24,7 @@ mod probe;
 mod report;
 mod saved;
 mod serve;
+mod takeover;
 mod watch;
 mod wiring;
 

@@ -4,6 +4,7 @@ use crate::desired::{Desired, Prefix};
 use crate::metrics::Metrics;
 use crate::originals::Originals;
 use crate::peers;
+use crate::takeover;
 use crate::wiring::{loose, without_ipv6};
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,7 +94,14 @@ impl NodeNet {
     /// The first thing that could not be done. What was done stays; the next call goes on from there.
     pub fn reconcile(&mut self, desired: &Arc<Desired>) -> Result<u32, UserError> {
         let uplink = self.uplink(desired)?;
-        self.new_blocks_are_free(desired)?;
+        // A block that is in use stays so, whoever comes later.
+        if self
+            .done
+            .as_ref()
+            .is_none_or(|done| done.blocks != desired.blocks)
+        {
+            takeover::new_blocks_are_free(&mut self.rtnl, desired)?;
+        }
         self.outer_source(desired, &uplink)?;
         let mtu = uplink.mtu.saturating_sub(VXLAN_OVERHEAD);
         if mtu < SMALLEST_MTU {
@@ -189,39 +197,6 @@ impl NodeNet {
             };
             UserError::new(codes::NO_UPLINK, message, "ip -br address")
         })
-    }
-
-    /// Weft's route for a block takes the place of the one of another plugin's bridge, and its ledger knows nothing of
-    /// the bridge's pods. A block that is in use stays so, whoever comes later.
-    fn new_blocks_are_free(&mut self, desired: &Desired) -> Result<(), UserError> {
-        if self.done.as_ref().is_some_and(|done| done.blocks == desired.blocks) {
-            return Ok(());
-        }
-        let netlink = |error| kernel(codes::NETLINK, &error);
-        let used = self.rtnl.routes(RouteFilter::own()).map_err(netlink)?;
-        let addresses = self.rtnl.addresses(None).map_err(netlink)?;
-        let held = desired
-            .blocks
-            .iter()
-            .map(|block| block.net())
-            .filter(|net| !used.contains(&Route::unreachable(*net)))
-            .find_map(|net| {
-                let inside = |held: &&Address| matches!(held.net.addr(), IpAddr::V4(addr) if net.contains(&addr));
-                Some((net, addresses.iter().find(inside)?))
-            });
-        let Some((block, address)) = held else {
-            return Ok(());
-        };
-        let links = self.rtnl.links().map_err(netlink)?;
-        let name = links
-            .into_iter()
-            .find(|link| link.index == address.link)
-            .map_or_else(|| address.link.to_string(), |link| link.name);
-        Err(UserError::new(
-            codes::BLOCK_HELD,
-            format!("interface {name} has the address {} in this node's block {block}", address.net),
-            format!("move the pods of {name} away, then: ip link delete {name}"),
-        ))
     }
 
     /// Other nodes know this one by `desired.address` and drop what comes from any other.
@@ -571,7 +546,7 @@ pub fn target(prefix: Prefix) -> PrefixTarget {
     }
 }
 
-fn kernel(code: weft_model::Code, error: &weft_kernel::Error) -> UserError {
+pub fn kernel(code: weft_model::Code, error: &weft_kernel::Error) -> UserError {
     UserError::new(code, error.to_string(), "see the agent's log")
 }
 

@@ -591,3 +591,7 @@ mod in_namespaces;
 #[cfg(test)]
 #[path = "node_tests.rs"]
 mod whole_node;
+
+#[cfg(test)]
+#[path = "takeover_tests.rs"]
+mod takeover;

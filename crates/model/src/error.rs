@@ -247,6 +247,8 @@ catalogue! {
         "Building the eBPF programs needs a tool that is not installed. `cargo xtask setup` installs it.";
     SYSCTL = 1214, "kernel parameter can't be set",
         "A parameter under /proc/sys can't be read or written. In a container that is not privileged the runtime mounts /proc/sys read-only: mount the node's (hostPath /proc/sys) at another place, such as /host/proc/sys, and name it with --proc-sys.";
+    BLOCK_HELD = 1215, "node's block in use by another interface",
+        "An interface that is not Weft's, such as the bridge of another plugin, has an address in a block that the node is to take into use. Its pods would lose their network, and their addresses would be given out again. Weft takes the block into use when the interface is gone: docs/operations/migration.md.";
 
     // 13xx: addresses
     NO_BLOCK = 1301, "node has no block yet",
