@@ -41,6 +41,7 @@ pub async fn up(name: &str, config: Config, nodes: usize, keep: bool, progress: 
     if state::dir(name).exists() {
         bail!("cluster {name} exists\n  next: cargo xtask kube down {name}");
     }
+    preflight::raise_limits()?;
     let made = build(name, config, nodes, &cache, progress).await;
     if made.is_err() && !keep {
         progress.say("it failed: removing what was made (--keep leaves it)");

@@ -30,6 +30,9 @@ pub enum Command {
         /// Name of the cluster
         #[arg(default_value = DEFAULT)]
         name: String,
+        /// Another cluster of the VNet, with the same pod addresses
+        #[arg(long, value_name = "NAME")]
+        beside: Option<String>,
         /// Only checks whose name contains this
         #[arg(long = "test", value_name = "NAME")]
         tests: Vec<String>,
@@ -180,11 +183,12 @@ pub fn run(command: Command) -> Result<()> {
         }
         Command::Check {
             name,
+            beside,
             tests,
             json,
             report,
             ..
-        } => check(&name, &tests, json, report.as_deref()),
+        } => check(&name, beside.as_deref(), &tests, json, report.as_deref()),
         Command::Logs { name, output } => show_logs(&Cluster::load(&name)?, output.as_deref()),
         Command::Preflight { nodes } => preflight::check(nodes),
         Command::List => {
@@ -293,10 +297,11 @@ fn show_logs(cluster: &Cluster, output: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-fn check(name: &str, tests: &[String], json: bool, file: Option<&Path>) -> Result<()> {
+fn check(name: &str, beside: Option<&str>, tests: &[String], json: bool, file: Option<&Path>) -> Result<()> {
     let cluster = Cluster::load(name)?;
+    let beside = beside.map(Cluster::load).transpose()?;
     let cache = Cache::open(&cluster.config.cache)?;
-    let report = check::run(&cluster, &cache, tests, |result| {
+    let report = check::run(&cluster, beside.as_ref(), &cache, tests, |result| {
         if !json {
             let mark = match result.verdict {
                 Verdict::Passed => "ok",

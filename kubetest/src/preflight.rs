@@ -38,6 +38,22 @@ const CAPABILITIES: [(&str, u32); 5] = [
     ("CAP_BPF", 39),
 ];
 
+/// inotify instances that root may have. The usual 128 are used up by about eight nodes, and then kubelets end.
+const INOTIFY: (&str, u32) = ("/proc/sys/fs/inotify/max_user_instances", 1024);
+
+/// Raises a limit of the machine that several nodes share, where it is lower. It stays so until the machine starts anew.
+///
+/// # Errors
+/// The limit can't be read or written.
+pub fn raise_limits() -> Result<()> {
+    let (path, wanted) = INOTIFY;
+    let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    if text.trim().parse::<u32>().is_ok_and(|limit| limit < wanted) {
+        fs::write(path, wanted.to_string()).with_context(|| format!("write {path}"))?;
+    }
+    Ok(())
+}
+
 /// Looks for everything and names all that lacks at once.
 ///
 /// # Errors

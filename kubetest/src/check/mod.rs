@@ -1,9 +1,12 @@
 //! `cargo xtask kube check`: what a cluster's network has to do, tried with real pods, kubectl and the machines around.
 
 mod api;
+mod away;
+mod beside;
 mod kubelet;
 mod live;
 mod network;
+mod probes;
 mod scene;
 mod services;
 
@@ -87,36 +90,52 @@ fn all() -> impl Iterator<Item = &'static Check> {
         .iter()
         .chain(services::ALL)
         .chain(kubelet::ALL)
+        .chain(probes::ALL)
         .chain(api::ALL)
+        .chain(away::ALL)
         .chain(live::ALL)
 }
 
 /// The names of all checks.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    all().map(|check| check.name)
+    std::iter::once(beside::NAME).chain(all().map(|check| check.name))
 }
 
-/// Runs the checks whose name contains one of `tests`, or all; `on_result` hears of each as it ends.
+/// Runs the checks whose name contains one of `tests`, or all; with `beside`, first how the cluster gets on
+/// with that one. `on_result` hears of each as it ends.
 ///
 /// # Errors
 /// The pods of the checks could not be made. That a check fails is in the report.
 pub fn run(
     cluster: &Cluster,
+    beside: Option<&Cluster>,
     cache: &Cache,
     tests: &[String],
     mut on_result: impl FnMut(&Checked),
 ) -> Result<Report> {
     let began = Instant::now();
-    let scene = Scene::set(cluster, cache)?;
     let mut checks = Vec::new();
-    let selected =
-        |check: &&Check| tests.is_empty() || tests.iter().any(|text| check.name.contains(text.as_str()));
-    for check in all().filter(selected) {
-        let result = check.try_on(&scene);
+    let selected = |name: &str| tests.is_empty() || tests.iter().any(|text| name.contains(text.as_str()));
+    if let Some(other) = beside
+        && selected(beside::NAME)
+    {
+        // Before pools are given other ranges.
+        let result = tried(beside::NAME, beside::DESCRIPTION, || {
+            beside::run(cluster, other, cache)
+        });
         on_result(&result);
         checks.push(result);
     }
-    scene.clean_up()?;
+    let selected: Vec<&Check> = all().filter(|check| selected(check.name)).collect();
+    if !selected.is_empty() {
+        let scene = Scene::set(cluster, cache)?;
+        for check in selected {
+            let result = check.try_on(&scene);
+            on_result(&result);
+            checks.push(result);
+        }
+        scene.clean_up()?;
+    }
     let count = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
     let failed = count(Verdict::Failed);
     Ok(Report {
@@ -134,19 +153,23 @@ pub fn run(
 
 impl Check {
     fn try_on(&self, scene: &Scene) -> Checked {
-        let began = Instant::now();
-        let (verdict, value) = match (self.run)(scene) {
-            Ok(Held::Yes(value)) => (Verdict::Passed, value),
-            Ok(Held::NotHere(why)) => (Verdict::Skipped, why.to_owned()),
-            Err(error) => (Verdict::Failed, format!("{error:#}")),
-        };
-        Checked {
-            name: self.name,
-            description: self.description,
-            verdict,
-            value,
-            duration_ms: millis(began.elapsed()),
-        }
+        tried(self.name, self.description, || (self.run)(scene))
+    }
+}
+
+fn tried(name: &'static str, description: &'static str, run: impl FnOnce() -> Outcome) -> Checked {
+    let began = Instant::now();
+    let (verdict, value) = match run() {
+        Ok(Held::Yes(value)) => (Verdict::Passed, value),
+        Ok(Held::NotHere(why)) => (Verdict::Skipped, why.to_owned()),
+        Err(error) => (Verdict::Failed, format!("{error:#}")),
+    };
+    Checked {
+        name,
+        description,
+        verdict,
+        value,
+        duration_ms: millis(began.elapsed()),
     }
 }
 

@@ -1,7 +1,7 @@
-//! The part `kube` of `cargo xtask test`: a cluster of the tree's image, and what its network has to do.
+//! The part `kube` of `cargo xtask test`: two clusters of the tree's image in one VNet, with the same pod CIDR, and what
+//! their networks have to do, at the same time.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -12,20 +12,24 @@ use crate::term::{self, Mark};
 use crate::test::{Skip, Tally};
 use crate::{exec, host, image};
 
-/// Nodes of the cluster: with three there is one that has neither the client nor the server of a connection.
-const NODES: &str = "3";
+/// Nodes for pods of each cluster.
+const NODES: &str = "2";
+
+/// Nodes of both, without their control planes.
+const ALL_NODES: &str = "5";
 
 /// Where `weft-kubetest` keeps what it knows of clusters.
 const CLUSTERS: &str = "/run/weft/kube";
 
-/// A run of the checks on a cluster of its own.
+/// A run of the checks on clusters of its own.
 #[derive(Debug)]
 pub(crate) struct Test {
     /// Names of the selected checks.
     checks: Vec<String>,
     filter: Option<String>,
-    /// Name of the cluster. It holds this process's number, so that two runs on a machine don't meet.
-    cluster: String,
+    /// Names of the clusters, the first that of the VNet, too. They hold this process's number, so that two runs on a
+    /// machine don't meet.
+    clusters: [String; 2],
     logs: PathBuf,
 }
 
@@ -39,7 +43,7 @@ impl Test {
         Ok(Self {
             checks: names.lines().filter(selected).map(str::to_owned).collect(),
             filter: filter.map(str::to_owned),
-            cluster: format!("test{}", std::process::id()),
+            clusters: ["a", "b"].map(|which| format!("test{}{which}", std::process::id())),
             logs: exec::target_dir().join("kube-logs"),
         })
     }
@@ -51,7 +55,7 @@ impl Test {
 
     /// Builds what clusters are made of, where that is not done yet; a reason if that or a cluster is impossible here.
     pub(crate) fn lacks() -> Result<Option<String>> {
-        let output = exec::output(kubetest().args(["preflight", NODES]))?;
+        let output = exec::output(kubetest().args(["preflight", ALL_NODES]))?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr);
             let words: Vec<_> = text.trim_start_matches("error: ").split_whitespace().collect();
@@ -67,7 +71,7 @@ impl Test {
         Ok((!built).then(|| "no `go` in PATH to build Kubernetes with; next: install Go".to_owned()))
     }
 
-    /// Makes the cluster, runs the checks, keeps its logs where one failed, and removes it whatever happened.
+    /// Makes the clusters, runs the checks, keeps the logs where one failed, and removes all whatever happened.
     pub(crate) fn run(&self) -> Result<Tally> {
         if self.checks.is_empty() {
             return Ok(Tally::default());
@@ -76,52 +80,60 @@ impl Test {
         let archive = image::pack(&image::Args::debug())?;
         remove_abandoned()?;
         let interrupt = Interrupt::install()?;
-        let outcome = self.on_cluster(&interrupt, &archive);
+        let outcome = self.on_clusters(&interrupt, &archive);
         if !outcome.as_ref().is_ok_and(|tally| tally.failed == 0) {
             self.keep_logs();
         }
         // Not by the interrupt's hand: this has to be done after one, too.
-        exec::run(kubetest().args(["down", &self.cluster]))?;
+        exec::run(kubetest().arg("down").args(&self.clusters))?;
         outcome
     }
 
-    fn on_cluster(&self, interrupt: &Interrupt, archive: &Path) -> Result<Tally> {
-        let mut up = kubetest();
-        up.args([
-            "up",
-            &self.cluster,
-            "--nodes",
-            NODES,
-            "--vnet",
-            &self.cluster,
-            "--keep",
-        ])
-        .arg("--weft-image")
-        .arg(archive)
-        .arg("--weft-manifests")
-        .arg(crate::root().join("deploy"));
-        if !run(interrupt, &mut up)? {
-            return Ok(Tally {
-                failed: 1,
-                ..Tally::default()
-            });
+    fn on_clusters(&self, interrupt: &Interrupt, archive: &Path) -> Result<Tally> {
+        let [one, other] = &self.clusters;
+        for cluster in &self.clusters {
+            let mut up = kubetest();
+            up.args(["up", cluster, "--nodes", NODES, "--vnet", one, "--keep"])
+                .arg("--weft-image")
+                .arg(archive)
+                .arg("--weft-manifests")
+                .arg(crate::root().join("deploy"));
+            if !interrupt.run(&mut up)?.success() {
+                return Ok(Tally {
+                    failed: 1,
+                    ..Tally::default()
+                });
+            }
         }
-        let report = exec::target_dir().join("kube-check.json");
+        let mut tally = Tally::default();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| self.check(interrupt, other, &[]));
+            tally.add(self.check(interrupt, one, &["--beside", other])?);
+            tally.add(
+                second
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+            );
+            Ok(tally)
+        })
+    }
+
+    fn check(&self, interrupt: &Interrupt, cluster: &str, flags: &[&str]) -> Result<Tally> {
+        let report = exec::target_dir().join(format!("kube-check-{cluster}.json"));
         let mut check = kubetest();
         check
-            .args(["check", &self.cluster, "--report"])
+            .args(["check", cluster, "--report"])
             .arg(&report)
+            .args(flags)
             .args(self.filter.iter().flat_map(|text| ["--test", text]));
-        if report.exists() {
-            std::fs::remove_file(&report).with_context(|| format!("remove {}", report.display()))?;
-        }
-        let passed = run(interrupt, &mut check)?;
+        let passed = interrupt.run(&mut check)?.success();
         let Ok(text) = std::fs::read_to_string(&report) else {
             return Ok(Tally {
                 failed: 1,
                 ..Tally::default()
             });
         };
+        std::fs::remove_file(&report).with_context(|| format!("remove {}", report.display()))?;
         let mut tally = tally(&text)?;
         tally.failed = tally.failed.max(usize::from(!passed));
         Ok(tally)
@@ -129,17 +141,18 @@ impl Test {
 
     /// The logs go with the cluster; what a failure is understood by stays.
     fn keep_logs(&self) {
-        let mut logs = kubetest();
-        logs.args(["logs", &self.cluster, "--output"]).arg(&self.logs);
-        match exec::run(&mut logs) {
-            Ok(()) => term::item(Mark::Note, "logs", self.logs.display()),
-            Err(error) => term::item(Mark::Note, "logs", format!("could not be kept: {error:#}")),
+        for cluster in &self.clusters {
+            let dir = self
+                .logs
+                .join(cluster.trim_start_matches(|c: char| c != 'a' && c != 'b'));
+            let mut logs = kubetest();
+            logs.args(["logs", cluster, "--output"]).arg(&dir);
+            match exec::run(&mut logs) {
+                Ok(()) => term::item(Mark::Note, "logs", dir.display()),
+                Err(error) => term::item(Mark::Note, "logs", format!("could not be kept: {error:#}")),
+            }
         }
     }
-}
-
-fn run(interrupt: &Interrupt, command: &mut Command) -> Result<bool> {
-    Ok(interrupt.run(command)?.success())
 }
 
 /// Removes clusters of runs that were killed.
@@ -148,6 +161,7 @@ fn remove_abandoned() -> Result<()> {
         let name = entry.file_name().to_string_lossy().into_owned();
         let run = name
             .strip_prefix("test")
+            .and_then(|rest| rest.strip_suffix(['a', 'b']))
             .and_then(|digits| digits.parse::<u32>().ok());
         if run.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             exec::run(kubetest().args(["down", &name]))?;
