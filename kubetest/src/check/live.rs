@@ -187,7 +187,7 @@ fn operator_dies(scene: &Scene) -> Outcome {
     yes(format!("{pod} leads after {:.1} s", took.as_secs_f64()))
 }
 
-pub(super) fn not_weft(scene: &Scene) -> Option<Held> {
+fn not_weft(scene: &Scene) -> Option<Held> {
     (scene.cluster.config.cni != Cni::Weft).then_some(Held::NotHere("the pods' network is not Weft's"))
 }
 
@@ -222,7 +222,7 @@ fn new_pod_answers(scene: &Scene, name: &'static str) -> Result<std::net::Ipv4Ad
 }
 
 /// What comes of `attempt`, as soon as something does.
-pub(super) fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let until = Instant::now() + SETTLE;
     loop {
         if let Some(found) = attempt()? {

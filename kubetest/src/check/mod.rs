@@ -1,12 +1,10 @@
 //! `cargo xtask kube check`: what a cluster's network has to do, tried with real pods, kubectl and the machines around.
 
 mod api;
-mod away;
 mod beside;
 mod kubelet;
 mod live;
 mod network;
-mod probes;
 mod scene;
 mod services;
 
@@ -90,9 +88,7 @@ fn all() -> impl Iterator<Item = &'static Check> {
         .iter()
         .chain(services::ALL)
         .chain(kubelet::ALL)
-        .chain(probes::ALL)
         .chain(api::ALL)
-        .chain(away::ALL)
         .chain(live::ALL)
 }
 
