@@ -23,7 +23,9 @@ pub(crate) fn run(program: &str, args: &[&str]) -> Option<Output> {
     match Command::new(program).args(args).current_dir(root()).output() {
         Ok(output) => Some(output),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("skipped: {program} is not there; cargo xtask test chart builds Helm where there is Go");
+            eprintln!(
+                "skipped: {program} is not there; cargo xtask test chart builds Helm where there is Go"
+            );
             None
         }
         Err(error) => panic!("{program}: {error}"),
