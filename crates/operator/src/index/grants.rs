@@ -75,6 +75,29 @@ impl Index {
         }
     }
 
+    /// Takes back the blocks of nodes that left Weft for the network they had before: no pool selects the node, and
+    /// somebody deleted its NodeNetwork. Only of blocks that stay the node's all the same, because they are its
+    /// `spec.podCIDRs`; others might be given to another node while pods of this one have their addresses.
+    pub(super) fn return_native_blocks(&mut self) {
+        let mut left: Vec<(NodeUid, Vec<Block>)> = Vec::new();
+        for (name, node) in &self.nodes {
+            let shown = self.networks.get(name);
+            if let Some(held) = self.held.get(&node.uid)
+                && shown.is_none_or(|network| network.node_uid != node.uid)
+                && !self.pools.any_selects(node)
+            {
+                let native = self.pools.native_blocks(node);
+                let own = held
+                    .iter()
+                    .filter(|held| self.pools.is_of_node_ipam(&held.pool) && native.contains(&held.block));
+                left.push((node.uid.clone(), own.map(|held| held.block).collect()));
+            }
+        }
+        for (uid, own) in left {
+            self.release(&uid, |held| own.contains(&held.block));
+        }
+    }
+
     /// Takes back the blocks of nodes that are gone for the grace.
     pub(super) fn return_blocks(&mut self, now: Duration, plan: &mut Plan) {
         self.gone.retain(|uid, _| !self.names.contains_key(uid));

@@ -6,7 +6,8 @@
 //! What a node holds is decided here and kept in `held`; the NodeNetwork objects
 //! are where it is written down. A block is a node's from the moment it is
 //! chosen, before the write; it is free again only when the node has been gone
-//! for the grace and no NodeNetwork shows the block any more. The NodeNetwork of
+//! for the grace and no NodeNetwork shows the block any more, or when the node
+//! left Weft with a block that is its own all the same. The NodeNetwork of
 //! a node that is gone stays for the grace, so that an operator which starts
 //! meanwhile honours it too. Where another node takes the name it has to go at
 //! once. Its blocks are then in the [`Note`], as all are that somebody holds and
@@ -427,6 +428,7 @@ impl Index {
         self.counts_changed = false;
         self.planned = now;
         self.return_blocks(now, &mut plan);
+        self.return_native_blocks();
         let grants = self.grant(now);
         self.retire();
         self.plan_pools(now, wall, &mut plan);

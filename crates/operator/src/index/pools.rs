@@ -140,12 +140,21 @@ impl Pools {
         self.pools.values().any(|pool| pool.ipam() == Some(Ipam::Node))
     }
 
-    /// Whether a block lies in a pool whose blocks are chosen by kube-controller-manager.
-    pub(super) fn covered_by_node_pool(&self, block: Block) -> bool {
-        self.pools.values().any(|pool| {
-            let ranges = pool.ranges.as_ref().ok();
-            ranges.is_some_and(|ranges| ranges.ipam == Ipam::Node && lies_in(&ranges.cidrs, block))
-        })
+    /// Whether kube-controller-manager chooses the blocks of this pool.
+    pub(super) fn is_of_node_ipam(&self, name: &str) -> bool {
+        self.pools.get(name).and_then(Pool::ipam) == Some(Ipam::Node)
+    }
+
+    /// Those of a node's `spec.podCIDRs` that lie in a pool with `ipam: node`.
+    pub(super) fn native_blocks(&self, node: &Node) -> Vec<Block> {
+        let covered = |block: &Block| {
+            self.pools.values().any(|pool| {
+                let ranges = pool.ranges.as_ref().ok();
+                ranges.is_some_and(|ranges| ranges.ipam == Ipam::Node && lies_in(&ranges.cidrs, *block))
+            })
+        };
+        let blocks = node.pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok());
+        blocks.filter(covered).collect()
     }
 
     /// Whether a node shall give up a block as soon as it has another: its

@@ -1,5 +1,6 @@
 //! What every node is told of the others.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use weft_api::NodeSliceEntry;
@@ -19,8 +20,9 @@ impl Index {
             plan.wake_at(self.slices_not_before);
             return;
         }
+        let native = self.published_natively();
         for name in std::mem::take(&mut self.unpublished) {
-            match self.entry(&name) {
+            match self.entry(&name, &native) {
                 Some(entry) => self.entries.insert(name.to_string(), entry),
                 None => self.entries.remove(name.as_str()),
             };
@@ -33,10 +35,17 @@ impl Index {
         plan.actions.extend(changes.into_iter().map(Action::Slice));
     }
 
-    /// What others are told of a node.
-    fn entry(&self, name: &NodeName) -> Option<NodeSliceEntry> {
+    /// The UIDs of the nodes that the slices list as `native` now, whoever wrote that.
+    fn published_natively(&self) -> BTreeSet<String> {
+        let entries = self.slices.values().flatten();
+        let native = entries.filter(|entry| entry.routing == Routing::Native);
+        native.map(|entry| entry.uid.clone()).collect()
+    }
+
+    /// What others are told of a node. `native` are the nodes that they reach without the tunnel now.
+    fn entry(&self, name: &NodeName, native: &BTreeSet<String>) -> Option<NodeSliceEntry> {
         let node = self.nodes.get(name).filter(|node| !node.addresses.is_empty())?;
-        let (routing, blocks) = self.published_blocks(name, node)?;
+        let (routing, blocks) = self.published_blocks(name, node, native)?;
         Some(NodeSliceEntry::from(&weft_model::Node {
             name: name.clone(),
             uid: node.uid.clone(),
@@ -46,15 +55,30 @@ impl Index {
         }))
     }
 
-    fn published_blocks(&self, name: &NodeName, node: &Node) -> Option<(Routing, Vec<Block>)> {
+    fn published_blocks(
+        &self,
+        name: &NodeName,
+        node: &Node,
+        native: &BTreeSet<String>,
+    ) -> Option<(Routing, Vec<Block>)> {
         if let Some(blocks) = self.native_blocks(name, node) {
             return Some((Routing::Native, blocks));
         }
+        let network = self.network_of(name, node);
+        let granted = || network.into_iter().flat_map(|network| &network.blocks);
+        // Until its agent can serve, what answers at its addresses is the network from before. Slices know who waits
+        // for that, so that neither an agent that fails later nor another operator turns a node back.
+        let ready = network.and_then(|network| network.ready.as_ref());
+        if native.contains(node.uid.as_str()) && ready.is_none_or(|ready| ready.status != "True") {
+            let blocks = self.pools.native_blocks(node);
+            if !blocks.is_empty() && granted().all(|held| blocks.contains(&held.block)) {
+                return Some((Routing::Native, blocks));
+            }
+        }
         // Only what is written down is told to others: a block that was chosen
         // but never written might be chosen for another node by the next operator.
-        let network = self.network_of(name, node)?;
-        let blocks = network.blocks.iter().map(|held| held.block).collect();
-        Some((Routing::Overlay, blocks))
+        network?;
+        Some((Routing::Overlay, granted().map(|held| held.block).collect()))
     }
 
     /// The blocks of a node whose pods are still on the network that was there
@@ -68,10 +92,7 @@ impl Index {
         {
             return None;
         }
-        let blocks: Vec<Block> = (node.pod_cidrs.iter())
-            .filter_map(|cidr| cidr.parse().ok())
-            .filter(|block: &Block| self.pools.covered_by_node_pool(*block))
-            .collect();
+        let blocks = self.pools.native_blocks(node);
         (!blocks.is_empty()).then_some(blocks)
     }
 }

@@ -14,6 +14,26 @@ fn node_pool(selector: Option<&str>) -> Cluster {
     cluster
 }
 
+fn label(cluster: &mut Cluster, node: &str) {
+    cluster.change_node(node, |node| {
+        node.labels.insert("weft".to_owned(), "true".to_owned());
+    });
+}
+
+/// What the slices say about blocks.
+fn routing(cluster: &Cluster) -> String {
+    let nodes = cluster.slices.values().flatten();
+    let mut nodes: Vec<String> = nodes
+        .map(|node| {
+            let native = node.routing == weft_model::Routing::Native;
+            let routing = if native { "native" } else { "overlay" };
+            format!("{} {routing}", node.blocks.join("+"))
+        })
+        .collect();
+    nodes.sort();
+    nodes.join(", ")
+}
+
 #[test]
 fn a_node_pool_takes_the_ranges_that_nodes_come_with() {
     let mut cluster = node_pool(None);
@@ -80,31 +100,120 @@ fn nodes_turn_from_native_to_overlay_one_by_one() {
     cluster.ranged_node("n1", "u1", "10.224.0.4", &["10.244.1.0/24"], &[("weft", "true")]);
     cluster.ranged_node("n2", "u2", "10.224.0.5", &["10.244.2.0/24"], &[]);
     cluster.settle();
-    let routing = |cluster: &Cluster| -> Vec<(String, weft_model::Routing)> {
-        let nodes = &cluster.slices["nodes-0"];
-        let mut nodes: Vec<_> = nodes
-            .iter()
-            .map(|node| (node.blocks.join(","), node.routing))
-            .collect();
-        nodes.sort_by(|a, b| a.0.cmp(&b.0));
-        nodes
-    };
-    let (overlay, native) = (weft_model::Routing::Overlay, weft_model::Routing::Native);
-    let ranges = ["10.244.1.0/24".to_owned(), "10.244.2.0/24".to_owned()];
-    assert_eq!(
-        routing(&cluster),
-        [(ranges[0].clone(), overlay), (ranges[1].clone(), native)]
-    );
+    assert_eq!(routing(&cluster), "10.244.1.0/24 overlay, 10.244.2.0/24 native");
     assert!(!cluster.networks.contains_key(&NodeName::from_str("n2").unwrap()));
-    cluster.change_node("n2", |node| {
-        node.labels.insert("weft".to_owned(), "true".to_owned());
+    label(&mut cluster, "n2");
+    let writes = cluster.settle();
+    assert_eq!(cluster.blocks("n2"), "10.244.2.0/24");
+    assert!(
+        !writes.iter().any(|write| write.contains("nodes-0")),
+        "others go the old way until the agent is ready: {writes:?}"
+    );
+    // Its agent is there, but may not take the block yet.
+    cluster.ready("n2", "False", "cni0 has the block");
+    cluster.settle();
+    let mut cluster = cluster.restarted();
+    cluster.settle();
+    assert_eq!(routing(&cluster), "10.244.1.0/24 overlay, 10.244.2.0/24 native");
+    cluster.ready("n2", "True", "");
+    cluster.settle();
+    assert_eq!(routing(&cluster), "10.244.1.0/24 overlay, 10.244.2.0/24 overlay");
+    // Its pods are on Weft now, whatever the agent says.
+    cluster.ready("n2", "False", "the uplink is gone");
+    cluster.settle();
+    let mut cluster = cluster.restarted();
+    cluster.settle();
+    assert_eq!(routing(&cluster), "10.244.1.0/24 overlay, 10.244.2.0/24 overlay");
+}
+
+#[test]
+fn a_node_that_gets_other_blocks_than_its_own_does_not_stay_native() {
+    let mut cluster = node_pool(Some("weft"));
+    cluster.pool(
+        "more",
+        serde_json::json!({ "cidrs": ["10.99.0.0/16"], "nodeSelector": {"matchLabels": {"more": "true"}} }),
+    );
+    cluster.ranged_node("n1", "u1", "10.224.0.4", &["10.244.1.0/24"], &[]);
+    cluster.settle();
+    assert_eq!(routing(&cluster), "10.244.1.0/24 native");
+    cluster.change_node("n1", |node| {
+        node.labels.insert("more".to_owned(), "true".to_owned());
     });
     cluster.settle();
-    assert_eq!(
-        routing(&cluster),
-        [(ranges[0].clone(), overlay), (ranges[1].clone(), overlay)]
+    assert_eq!(routing(&cluster), "10.99.0.0/24 overlay");
+}
+
+#[test]
+fn a_node_goes_back_when_no_pool_selects_it_and_its_network_is_deleted() {
+    for label_first in [true, false] {
+        for restart in [true, false] {
+            let mut cluster = node_pool(Some("weft"));
+            cluster.ranged_node("n1", "u1", "10.224.0.4", &["10.244.1.0/24"], &[("weft", "true")]);
+            cluster.settle();
+            cluster.ready("n1", "True", "");
+            cluster.settle();
+            // Without the label its pods may still be on Weft.
+            if label_first {
+                cluster.change_node("n1", |node| node.labels.clear());
+                cluster.settle();
+                assert_eq!(cluster.blocks("n1"), "10.244.1.0/24");
+                assert_eq!(routing(&cluster), "10.244.1.0/24 overlay");
+                cluster.remove_network("n1");
+            } else {
+                // The watches may tell it the other way round.
+                cluster.remove_network("n1");
+                cluster.change_node("n1", |node| node.labels.clear());
+            }
+            if restart {
+                cluster.note.add("default", "u1", "10.244.1.0/24".to_owned());
+                cluster = cluster.restarted();
+            }
+            cluster.settle();
+            assert_eq!(routing(&cluster), "10.244.1.0/24 native");
+            assert!(cluster.networks.is_empty());
+            assert_eq!(cluster.pools["default"].status.as_ref().unwrap().allocated, 0);
+            assert_eq!(cluster.note.iter().count(), 0);
+            // And once more to Weft.
+            label(&mut cluster, "n1");
+            cluster.settle();
+            assert_eq!(cluster.blocks("n1"), "10.244.1.0/24");
+            assert_eq!(routing(&cluster), "10.244.1.0/24 native");
+            cluster.ready("n1", "True", "");
+            cluster.settle();
+            assert_eq!(routing(&cluster), "10.244.1.0/24 overlay");
+        }
+    }
+}
+
+#[test]
+fn blocks_that_others_could_get_stay_with_a_node_that_no_pool_selects() {
+    let mut cluster = Cluster::new();
+    let selector = serde_json::json!({ "matchLabels": { "weft": "true" } });
+    cluster.pool(
+        "default",
+        serde_json::json!({ "cidrs": ["10.240.0.0/23"], "blockSize": 24, "nodeSelector": selector }),
     );
-    assert_eq!(cluster.blocks("n2"), "10.244.2.0/24");
+    cluster.ranged_node("n1", "u1", "10.224.0.4", &["10.240.0.0/24"], &[("weft", "true")]);
+    cluster.settle();
+    cluster.change_node("n1", |node| node.labels.clear());
+    cluster.remove_network("n1");
+    cluster.settle();
+    assert_eq!(cluster.blocks("n1"), "10.240.0.0/24");
+    assert_eq!(routing(&cluster), "10.240.0.0/24 overlay");
+    // Nor is one given up that is not the node's own, or that a pool still wants there.
+    let mut cluster = node_pool(Some("weft"));
+    cluster.ranged_node("n1", "u1", "10.224.0.4", &["10.244.1.0/24"], &[("weft", "true")]);
+    cluster.settle();
+    cluster.remove_network("n1");
+    cluster.settle();
+    assert_eq!(cluster.blocks("n1"), "10.244.1.0/24");
+    cluster.change_node("n1", |node| {
+        node.labels.clear();
+        node.pod_cidrs = vec!["10.244.2.0/24".to_owned()];
+    });
+    cluster.remove_network("n1");
+    cluster.settle();
+    assert_eq!(cluster.blocks("n1"), "10.244.1.0/24");
 }
 
 #[test]
