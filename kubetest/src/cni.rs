@@ -50,13 +50,22 @@ fn adapt(text: &str, config: &Config, api: Ipv4Addr) -> Result<String> {
                     object["spec"]["ipam"] = json!("node");
                 }
             }
-            // Without kube-proxy the Service `kubernetes` leads nowhere.
-            Some("DaemonSet" | "Deployment") if config.proxy == Proxy::None => {
+            Some("DaemonSet" | "Deployment") => {
+                let agents = object["kind"] == "DaemonSet";
                 let containers = object["spec"]["template"]["spec"]["containers"].as_array_mut();
                 for container in containers.into_iter().flatten() {
-                    if let Some(env) = container["env"].as_array_mut() {
-                        env.push(json!({"name": "KUBERNETES_SERVICE_HOST", "value": api}));
-                        env.push(json!({"name": "KUBERNETES_SERVICE_PORT", "value": "6443"}));
+                    if agents {
+                        chain_portmap(container);
+                    }
+                    // Without kube-proxy the Service `kubernetes` leads nowhere.
+                    if config.proxy == Proxy::None {
+                        append(
+                            &mut container["env"],
+                            [
+                                json!({"name": "KUBERNETES_SERVICE_HOST", "value": api}),
+                                json!({"name": "KUBERNETES_SERVICE_PORT", "value": "6443"}),
+                            ],
+                        );
                     }
                 }
             }
@@ -65,6 +74,24 @@ fn adapt(text: &str, config: &Config, api: Ipv4Addr) -> Result<String> {
     }
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     Ok(list.to_string())
+}
+
+/// What `cni.chainPortmap=true` adds: hostPort by the reference plugin, which nodes of these clusters have.
+fn chain_portmap(container: &mut Value) {
+    append(
+        &mut container["args"],
+        [json!("--cni-chain=portmap"), json!("--cni-bin-dir=/host/cni/bin")],
+    );
+    append(
+        &mut container["volumeMounts"],
+        [json!({"name": "cni-bin", "mountPath": "/host/cni/bin", "readOnly": true})],
+    );
+}
+
+fn append<const N: usize>(list: &mut Value, items: [Value; N]) {
+    if let Some(list) = list.as_array_mut() {
+        list.extend(items);
+    }
 }
 
 /// A network of the reference plugins: a bridge on every node, and on every machine of the cluster a route to every
@@ -172,7 +199,7 @@ mod tests {
 
     #[test]
     fn manifests_get_the_cluster_s_addresses() {
-        let text = "kind: PodPool\nspec: {cidrs: [10.244.0.0/16]}\n---\nkind: DaemonSet\nspec: {template: {spec: {containers: [{name: a, env: []}]}}}\n";
+        let text = "kind: PodPool\nspec: {cidrs: [10.244.0.0/16]}\n---\nkind: DaemonSet\nspec: {template: {spec: {containers: [{name: a, args: [agent], env: []}]}}}\n";
         let api = Ipv4Addr::new(172, 31, 0, 240);
         let read =
             |proxy| -> Value { serde_json::from_str(&adapt(text, &config(proxy), api).unwrap()).unwrap() };
@@ -183,6 +210,11 @@ mod tests {
         );
         let env = |list: &Value| list["items"][1]["spec"]["template"]["spec"]["containers"][0]["env"].clone();
         assert_eq!(env(&with), json!([]));
+        let args = &with["items"][1]["spec"]["template"]["spec"]["containers"][0]["args"];
+        assert_eq!(
+            args,
+            &json!(["agent", "--cni-chain=portmap", "--cni-bin-dir=/host/cni/bin"])
+        );
         assert_eq!(env(&read(Proxy::None))[0]["value"], "172.31.0.240");
     }
 }

@@ -222,7 +222,7 @@ fn new_pod_answers(scene: &Scene, name: &'static str) -> Result<std::net::Ipv4Ad
 }
 
 /// What comes of `attempt`, as soon as something does.
-fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub(super) fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let until = Instant::now() + SETTLE;
     loop {
         if let Some(found) = attempt()? {

@@ -100,8 +100,14 @@ impl Scene {
 
     /// One more pod, ready.
     pub(super) fn new_pod(&self, name: &'static str, node: &Node) -> Result<Pod> {
-        self.kubectl
-            .apply(&pod(name, &node.name, &self.image).to_string())?;
+        self.new_pod_with(name, node, &json!({}))
+    }
+
+    /// One more pod, ready, whose container has more than the others.
+    pub(super) fn new_pod_with(&self, name: &'static str, node: &Node, more: &Value) -> Result<Pod> {
+        let mut object = pod(name, &node.name, &self.image);
+        extend(&mut object["spec"]["containers"][0], more);
+        self.kubectl.apply(&object.to_string())?;
         self.read(&[
             "wait",
             "--for=condition=Ready",
@@ -277,8 +283,12 @@ fn service(name: &str, selector: &Value, more: &Value) -> Value {
         "selector": selector,
         "ports": [{"name": "http", "port": 80, "targetPort": PORT}],
     });
-    if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
-        spec.extend(more.clone());
-    }
+    extend(&mut spec, more);
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec})
+}
+
+fn extend(object: &mut Value, more: &Value) {
+    if let (Some(object), Some(more)) = (object.as_object_mut(), more.as_object()) {
+        object.extend(more.clone());
+    }
 }

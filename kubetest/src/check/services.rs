@@ -1,9 +1,11 @@
 //! Services by kube-proxy, and DNS.
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 
+use super::live::wait_for;
 use super::network::OUTSIDE;
-use super::scene::{NAMESPACE, Scene, expect_client, http_from};
+use super::scene::{NAMESPACE, PORT, Scene, expect_client, http_from};
 use super::{Check, Held, Outcome, yes};
 use crate::state::Proxy;
 
@@ -47,6 +49,11 @@ pub(super) const ALL: &[Check] = &[
         name: "node-port-local",
         description: "With externalTrafficPolicy Local the pod sees the client's own address, other nodes don't answer",
         run: node_port_local,
+    },
+    Check {
+        name: "host-port",
+        description: "A hostPort, by the reference plugin portmap after Weft's, answers the outside and a pod of another node",
+        run: host_port,
     },
     Check {
         name: "headless",
@@ -116,6 +123,30 @@ fn node_port(scene: &Scene) -> Outcome {
         "port {port} of {} and {}",
         scene.a.node.address, scene.b.node.address
     ))
+}
+
+/// A port that no NodePort is from.
+const HOST_PORT: u16 = 18_080;
+
+fn host_port(scene: &Scene) -> Outcome {
+    let node = &scene.b.node;
+    let ports = json!({"ports": [{"containerPort": PORT, "hostPort": HOST_PORT}]});
+    let pod = scene.new_pod_with("host-port", node, &ports)?;
+    let outside = http_from(&scene.outside()?, node.address, HOST_PORT, "/hostname")?;
+    let inside = scene.fetch(&scene.a, &format!("{}:{HOST_PORT}/hostname", node.address))?;
+    if outside != pod.name || inside != pod.name {
+        bail!(
+            "{outside} answered the outside and {inside} the pod, instead of {}",
+            pod.name
+        );
+    }
+    scene.read(&["delete", "pod", pod.name, "--timeout=60s"])?;
+    // The object goes before its sandbox does.
+    wait_for("the port to go with its pod", || {
+        let answer = http_from(&scene.outside()?, node.address, HOST_PORT, "/hostname");
+        Ok(answer.is_err().then_some(()))
+    })?;
+    yes(format!("port {HOST_PORT} of {}", node.address))
 }
 
 fn node_port_local(scene: &Scene) -> Outcome {
