@@ -254,7 +254,7 @@ impl fmt::Display for Part {
 /// Where the profile of `.config/nextest.toml` writes its report.
 fn report_path() -> PathBuf {
     // nextest's store is in the workspace, wherever CARGO_TARGET_DIR is.
-    PathBuf::from("target/nextest/default/junit.xml")
+    crate::root().join("target/nextest/default/junit.xml")
 }
 
 /// Examples in doc comments, which nextest doesn't run.
