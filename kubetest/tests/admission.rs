@@ -3,7 +3,7 @@
 mod support;
 
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -280,6 +280,144 @@ async fn an_agent_writes_the_status_of_its_own_node_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn the_operator_changes_one_taint_and_one_condition_of_a_node_and_nothing_else() {
+    let Some(server) = ApiServer::start().await else {
+        return;
+    };
+    server.apply_template("admission-operator.yaml");
+    // All rights, so that it is the policy that refuses and not RBAC.
+    server.kubectl(
+        &[
+            "create",
+            "clusterrolebinding",
+            "all",
+            "--clusterrole=cluster-admin",
+            "--serviceaccount=weft-system:weft-operator",
+        ],
+        "",
+    );
+    let nodes: Api<Node> = Api::all(server.client.clone());
+    let node = json!({
+        "metadata": {"name": "n1", "labels": {"zone": "a"}},
+        "spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24"], "taints": [
+            {"key": "other", "effect": "NoExecute"},
+            {"key": "weft.dev/agent-not-ready", "effect": "NoSchedule"},
+        ]},
+    });
+    let node: Node = serde_json::from_value(node).unwrap();
+    nodes.create(&PostParams::default(), &node).await.unwrap();
+    let status = json!({"status": {
+        "addresses": [{"type": "InternalIP", "address": "10.224.0.4"}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }});
+    nodes
+        .patch_status("n1", &PatchParams::default(), &Patch::Merge(status))
+        .await
+        .unwrap();
+
+    let operator = server.with_token(&bound_token(&server.client, "weft-operator", None).await);
+    let nodes: Api<Node> = Api::all(operator);
+    let write = async |status: bool, change: Value| {
+        let params = PatchParams::default();
+        let written = if status {
+            nodes.patch_status("n1", &params, &Patch::Strategic(change)).await
+        } else {
+            nodes.patch("n1", &params, &Patch::Merge(change)).await
+        };
+        written.err().map(|error| message(&error))
+    };
+    // A policy is in force some moments after it is made.
+    let mut attempts = 0;
+    while write(
+        false,
+        json!({"metadata": {"annotations": {"attempt": attempts.to_string()}}}),
+    )
+    .await
+    .is_none()
+    {
+        attempts += 1;
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+
+    let other = json!({"key": "other", "effect": "NoExecute"});
+    let ours = json!({"key": "weft.dev/agent-not-ready", "effect": "NoSchedule"});
+    // The server's own, of a new node.
+    let new = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
+    for taints in [
+        json!([other, new]),
+        json!([other, new, ours]),
+        json!([ours, other, new]),
+    ] {
+        assert_eq!(
+            write(false, json!({"spec": {"taints": taints}})).await,
+            None,
+            "{taints}"
+        );
+    }
+    for status in ["True", "False"] {
+        let condition = json!({"type": "NetworkUnavailable", "status": status, "reason": "WeftReady"});
+        let change = json!({"status": {"conditions": [condition]}});
+        assert_eq!(write(true, change).await, None);
+    }
+    for (status, change, said) in [
+        (
+            false,
+            json!({"spec": {"unschedulable": true}}),
+            "of a Node's spec weft-operator may change the taint weft.dev/agent-not-ready and nothing else",
+        ),
+        (
+            false,
+            json!({"spec": {"providerID": "x"}}),
+            "of a Node's spec weft-operator may change the taint",
+        ),
+        (
+            false,
+            json!({"spec": {"taints": [ours, new]}}),
+            "of a Node's taints weft-operator may change weft.dev/agent-not-ready and no other",
+        ),
+        (
+            false,
+            json!({"spec": {"taints": [ours, {"key": "other", "effect": "NoSchedule"}, new]}}),
+            "of a Node's taints",
+        ),
+        (
+            false,
+            json!({"metadata": {"labels": {"zone": "b"}}}),
+            "weft-operator may not change a Node's metadata",
+        ),
+        (
+            true,
+            json!({"metadata": {"annotations": {"a": "b"}}}),
+            "weft-operator may not change a Node's metadata",
+        ),
+        (
+            true,
+            json!({"status": {"capacity": {"cpu": "64"}}}),
+            "of a Node's status weft-operator may change the condition NetworkUnavailable and nothing else",
+        ),
+        (
+            true,
+            json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.224.0.9"}]}}),
+            "of a Node's status",
+        ),
+        (
+            true,
+            json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}),
+            "of a Node's conditions weft-operator may change NetworkUnavailable and no other",
+        ),
+    ] {
+        let refused = write(status, change.clone()).await.unwrap_or_default();
+        assert!(refused.contains(said), "{change}: {refused:?}");
+    }
+    let refused = nodes.delete("n1", &DeleteParams::default()).await.map(drop);
+    let refused = message(&refused.unwrap_err());
+    assert!(
+        refused.contains("weft-operator may UPDATE nodes and nodes/status, not DELETE nodes"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
 async fn a_new_range_is_refused_beside_what_it_overlaps() {
     let Some(server) = ApiServer::start().await else {
         return;
@@ -339,13 +477,18 @@ async fn a_new_range_is_refused_beside_what_it_overlaps() {
 
 /// A token of the agent's service account: of a pod on that node, or of no pod.
 async fn token(client: &Client, node: Option<&str>) -> String {
+    bound_token(client, "weft-agent", node).await
+}
+
+/// A token of one of Weft's service accounts: of a pod on that node, or of no pod.
+async fn bound_token(client: &Client, account: &str, node: Option<&str>) -> String {
     let bound_object_ref = match node {
         Some(node) => {
             let pods: Api<Pod> = Api::namespaced(client.clone(), "weft-system");
             let pod = json!({
                 "metadata": {"name": "agent"},
                 "spec": {
-                    "serviceAccountName": "weft-agent",
+                    "serviceAccountName": account,
                     "nodeName": node,
                     "containers": [{"name": "agent", "image": "weft"}],
                 },
@@ -370,7 +513,7 @@ async fn token(client: &Client, node: Option<&str>) -> String {
         ..TokenRequest::default()
     };
     let given = accounts
-        .create_token_request("weft-agent", &PostParams::default(), &request)
+        .create_token_request(account, &PostParams::default(), &request)
         .await;
     given.unwrap().status.unwrap().token.unwrap()
 }

@@ -76,6 +76,11 @@ pub struct Args {
     )]
     pub lease_namespace: String,
 
+    /// Agents are the pods of that namespace labelled app.kubernetes.io/name=weft, app.kubernetes.io/component=agent: a
+    /// node on which none is Ready gets no more pods, whatever its agent said last.
+    #[arg(long)]
+    pub agent_pods: bool,
+
     /// Where /metrics, /healthz and /readyz are served; port 0 for any.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9466")]
     pub metrics_address: SocketAddr,
@@ -87,6 +92,8 @@ pub struct Operator {
     candidate: Candidate,
     pace: Pace,
     service_cidrs: Vec<Ipv4Net>,
+    /// Namespace of the agents' pods, where they are pods.
+    agents: Option<String>,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
 }
@@ -158,6 +165,7 @@ impl Operator {
                 unready: UNREADY,
             },
             service_cidrs: args.service_cidrs.clone(),
+            agents: args.agent_pods.then(|| args.lease_namespace.clone()),
             metrics: Arc::new(Metrics::new()),
             state: Mutex::new(State::Waiting("the Lease was not read yet".to_owned())),
         }
@@ -177,6 +185,7 @@ impl Operator {
             let index = Index::new(self.pace, self.service_cidrs.clone(), &leadership.noted().await);
             let work = watch::run(
                 self.client.clone(),
+                self.agents.as_deref(),
                 index,
                 self.candidate.identity(),
                 Arc::clone(&leadership),

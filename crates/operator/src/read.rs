@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use weft_api::{NodeNetwork, NodeSlice, PodPool};
 use weft_model::{NodeName, UserError, parse_cidr};
 
-use crate::index::{Held, Index, Network, Node, Pool, Taints};
+use crate::index::{AgentOn, Held, Index, Network, Node, Pool, Taints};
 use crate::write::TAINT;
 
 /// The few fields of a Node that matter: the rest, most of its 10 KiB, is not
@@ -25,6 +25,28 @@ pub(crate) struct SlimNode {
     #[serde(default)]
     spec: SlimSpec,
     status: Option<SlimStatus>,
+}
+
+/// The few fields of an agent's Pod that matter.
+#[derive(Resource, Clone, Debug, Serialize, Deserialize)]
+#[resource(inherit = "k8s_openapi::api::core::v1::Pod")]
+pub(crate) struct AgentPod {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: AgentPodSpec,
+    status: Option<AgentPodStatus>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AgentPodSpec {
+    node_name: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct AgentPodStatus {
+    #[serde(default)]
+    conditions: Vec<SlimCondition>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -102,6 +124,10 @@ pub(crate) fn set_service_cidr(index: &mut Index, name: &str, object: Option<Ser
     index.set_service_cidrs(name, cidrs)
 }
 
+pub(crate) fn set_agent(index: &mut Index, name: &str, pod: Option<AgentPod>) -> bool {
+    index.set_agent(name, pod.and_then(read_agent))
+}
+
 fn with_name(name: &str, set: impl FnOnce(&NodeName) -> bool) -> bool {
     match NodeName::from_str(name) {
         Ok(name) => set(&name),
@@ -125,6 +151,17 @@ impl SlimCondition {
             observed_generation: None,
         }
     }
+}
+
+/// Nothing of a pod that no node was chosen for yet.
+fn read_agent(pod: AgentPod) -> Option<AgentOn> {
+    let conditions = pod.status.unwrap_or_default().conditions;
+    Some(AgentOn {
+        node: pod.spec.node_name?.parse().ok()?,
+        ready: conditions
+            .iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+    })
 }
 
 fn read_node(name: &NodeName, node: SlimNode) -> Option<Node> {

@@ -20,7 +20,9 @@ use weft_api::{NodeNetwork, NodeSlice, PodPool};
 use crate::index::{Action, Index, Source};
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
-use crate::read::{SlimNode, set_network, set_node, set_pool, set_service_cidr, set_slice};
+use crate::read::{
+    AgentPod, SlimNode, set_agent, set_network, set_node, set_pool, set_service_cidr, set_slice,
+};
 use crate::write::{Answer, Write, WriteError, Writer};
 
 /// Events that are there at once are taken at once.
@@ -36,6 +38,9 @@ const STATUSES: usize = 256;
 const MIN_RETRY: Duration = Duration::from_millis(500);
 const MAX_RETRY: Duration = Duration::from_secs(30);
 
+/// Labels of agents' pods.
+const AGENTS: &str = "app.kubernetes.io/name=weft,app.kubernetes.io/component=agent";
+
 /// The longest wait after a watch that failed: new nodes wait for the operator, and there is one of it.
 const MAX_WATCH_RETRY: Duration = Duration::from_secs(5);
 
@@ -45,28 +50,45 @@ enum Update {
     Pool(Event<PodPool>),
     Slice(Event<NodeSlice>),
     ServiceCidr(Event<ServiceCIDR>),
+    Agent(Event<AgentPod>),
     /// The watch of a source failed.
     Failed(Source, watcher::Error),
 }
 
-/// Runs as long as the operator leads, and ends only when dropped.
+/// Runs as long as the operator leads, and ends only when dropped. With `agents`, agents are pods of that namespace.
 pub(crate) async fn run(
     client: Client,
-    index: Index,
+    agents: Option<&str>,
+    mut index: Index,
     identity: &str,
     leadership: Arc<Leadership>,
     metrics: Arc<Metrics>,
 ) {
+    let agents = match agents {
+        Some(namespace) => {
+            index.agents_are_pods();
+            let config = watcher::Config::default().labels(AGENTS);
+            let pods = Api::namespaced(client.clone(), namespace);
+            updates(pods, config, Source::Agents, Update::Agent)
+        }
+        None => {
+            index.no_agent_pods();
+            stream::pending().boxed()
+        }
+    };
+    let all = watcher::Config::default;
     let updates = select_all([
-        updates(Api::all(client.clone()), Source::Nodes, Update::Node),
-        updates(Api::all(client.clone()), Source::Networks, Update::Network),
-        updates(Api::all(client.clone()), Source::Pools, Update::Pool),
-        updates(Api::all(client.clone()), Source::Slices, Update::Slice),
+        updates(Api::all(client.clone()), all(), Source::Nodes, Update::Node),
+        updates(Api::all(client.clone()), all(), Source::Networks, Update::Network),
+        updates(Api::all(client.clone()), all(), Source::Pools, Update::Pool),
+        updates(Api::all(client.clone()), all(), Source::Slices, Update::Slice),
         updates(
             Api::all(client.clone()),
+            all(),
             Source::ServiceCidrs,
             Update::ServiceCidr,
         ),
+        agents,
     ]);
     let mut bursts = pin!(bursts(updates, PACE));
     let writer = Writer::new(client, identity, Arc::clone(&leadership), Arc::clone(&metrics));
@@ -271,11 +293,13 @@ impl State {
             Update::Pool(event) => self.event(Source::Pools, event, set_pool),
             Update::Slice(event) => self.event(Source::Slices, event, set_slice),
             Update::ServiceCidr(event) => self.event(Source::ServiceCidrs, event, set_service_cidr),
+            Update::Agent(event) => self.event(Source::Agents, event, set_agent),
             Update::Failed(source, error) => self.failed(source, &error),
         }
     }
 
     /// Clusters before 1.33 have no ServiceCIDR, and some let no operator read it: those of the command line have to do.
+    /// Without the agents' pods it is their own words that count: no reason to keep blocks from nodes.
     fn failed(&mut self, source: Source, error: &watcher::Error) -> bool {
         self.metrics.watch_failed(source);
         let kind = source.kind();
@@ -283,10 +307,18 @@ impl State {
             watcher::Error::InitialListFailed(kube::Error::Api(status)) => matches!(status.code, 403 | 404),
             _ => false,
         };
-        if source == Source::ServiceCidrs && absent {
-            tracing::debug!(kind, %error, "going on without");
-            self.index.listed(source);
-            return true;
+        match source {
+            Source::ServiceCidrs if absent => {
+                tracing::debug!(kind, %error, "going on without");
+                self.index.listed(source);
+                return true;
+            }
+            Source::Agents if absent => {
+                tracing::warn!(kind, %error, "going on without the agents' pods");
+                self.index.no_agent_pods();
+                return true;
+            }
+            _ => {}
         }
         tracing::warn!(kind, %error, "watch failed, trying again");
         false
@@ -367,13 +399,14 @@ fn bursts<T>(updates: impl Stream<Item = T> + Unpin, pace: Duration) -> impl Str
 
 fn updates<K>(
     api: Api<K>,
+    config: watcher::Config,
     source: Source,
     wrap: impl Fn(Event<K>) -> Update + Send + 'static,
 ) -> BoxStream<'static, Update>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    watcher(api, watcher::Config::default())
+    watcher(api, config)
         .backoff(ResetTimerBackoff::new(WatchRetry(MIN_RETRY), 2 * MAX_WATCH_RETRY))
         .map(move |event| match event {
             Ok(event) => wrap(event),

@@ -145,6 +145,7 @@ fn start(client: &Client, leader_elect: bool) -> JoinHandle<()> {
     let args = Args {
         kubeconfig: None,
         block_return_grace: Duration::from_secs(1),
+        agent_pods: false,
         service_cidrs: vec![],
         leader_elect,
         lease_namespace: "kube-system".to_owned(),

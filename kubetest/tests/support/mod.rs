@@ -65,10 +65,9 @@ impl ApiServer {
         server.kubectl(&["apply", "-f", crds.to_str().unwrap()], "");
         server.kubectl(&["wait", "--for=condition=Established", "crd", "--all"], "");
         server.kubectl(&["create", "namespace", "weft-system"], "");
-        server.kubectl(
-            &["create", "serviceaccount", "-n", "weft-system", "weft-agent"],
-            "",
-        );
+        for account in ["weft-agent", "weft-operator"] {
+            server.kubectl(&["create", "serviceaccount", "-n", "weft-system", account], "");
+        }
         Some(server)
     }
 

@@ -57,6 +57,12 @@ pub(crate) struct InstallArgs {
     /// Where the container runtime looks for configurations [default: /etc/cni/net.d]
     #[arg(long, value_name = "DIR")]
     cni_conf_dir: Option<String>,
+    /// Label of the nodes that Weft is to serve; may be repeated, and a node has to have all [default: all nodes]
+    #[arg(long = "node-selector", value_name = "KEY=VALUE", value_parser = label)]
+    node_labels: Vec<(String, String)>,
+    /// Chain the reference plugin portmap after Weft's, for hostPort; the nodes have to have it
+    #[arg(long)]
+    chain_portmap: bool,
     /// Print the objects as YAML and change nothing; needs no cluster
     #[arg(long)]
     dry_run: bool,
@@ -91,6 +97,9 @@ impl InstallArgs {
             image: self.image.clone(),
             cni_bin_dir: self.cni_bin_dir.clone(),
             cni_conf_dir: self.cni_conf_dir.clone(),
+            node_labels: self.node_labels.iter().cloned().collect(),
+            chain_portmap: self.chain_portmap,
+            one_node: false,
         })
     }
 }
@@ -123,15 +132,17 @@ pub(crate) fn run(args: &InstallArgs) -> Result<u8, UserError> {
         }
         return Ok(OK);
     }
-    runtime()?.block_on(install(args, &changes))?;
+    runtime()?.block_on(install(args, changes))?;
     Ok(OK)
 }
 
-async fn install(args: &InstallArgs, changes: &Changes) -> Result<(), UserError> {
+async fn install(args: &InstallArgs, mut changes: Changes) -> Result<(), UserError> {
     let client = args.target.client().await?;
-    let mut objects = objects::all(changes)?;
-
+    let facts = Facts::read(&client).await?;
+    changes.one_node = facts.nodes.len() == 1;
     let existing = default_pool(&client).await?;
+    let mut objects = objects::all(&changes)?;
+
     if existing.is_some() && !changes.pool() {
         // It may have grown since; the defaults of a flag would shrink it.
         objects.retain(|object| kind(object) != "PodPool");
@@ -139,7 +150,6 @@ async fn install(args: &InstallArgs, changes: &Changes) -> Result<(), UserError>
     }
     let pool = pool_of(&objects, existing)?;
     let cidrs: Vec<Ipv4Net> = pool.ranges()?.cidrs.into_iter().map(PodCidr::net).collect();
-    let facts = Facts::read(&client).await?;
     facts.judge(&cidrs, pool.ipam)?;
     for note in facts.notes(pool.ipam) {
         out::note(format!("note: {note}"));
@@ -194,6 +204,13 @@ async fn default_pool(client: &Client) -> Result<Option<PodPoolSpec>, UserError>
         // The pool, or its type.
         Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(refused("get the PodPool", &error)),
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE, such as weft.dev/network=weft".to_owned()),
     }
 }
 

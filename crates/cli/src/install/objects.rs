@@ -1,5 +1,7 @@
 //! The objects that an installation consists of: the chart as it renders by default, changed by the command's flags.
 
+use std::collections::BTreeMap;
+
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use serde_json::{Value, json};
 use weft_api::Ipam;
@@ -20,6 +22,11 @@ pub(super) struct Changes {
     pub(super) image: Option<String>,
     pub(super) cni_bin_dir: Option<String>,
     pub(super) cni_conf_dir: Option<String>,
+    /// Labels of the nodes that Weft serves; all nodes where there are none.
+    pub(super) node_labels: BTreeMap<String, String>,
+    pub(super) chain_portmap: bool,
+    /// The cluster has a single node, which has room for one operator.
+    pub(super) one_node: bool,
 }
 
 // === impl Changes ===
@@ -27,7 +34,10 @@ pub(super) struct Changes {
 impl Changes {
     /// Whether they say anything about the pool.
     pub(super) fn pool(&self) -> bool {
-        !self.pod_cidrs.is_empty() || self.block_size.is_some() || self.ipam.is_some()
+        !self.pod_cidrs.is_empty()
+            || self.block_size.is_some()
+            || self.ipam.is_some()
+            || !self.node_labels.is_empty()
     }
 
     fn apply_to(&self, object: &mut Value) {
@@ -42,10 +52,25 @@ impl Changes {
             if self.ipam == Some(Ipam::Node) {
                 *spec = json!({ "cidrs": spec["cidrs"], "ipam": "node" });
             }
+            if !self.node_labels.is_empty() {
+                spec["nodeSelector"] = json!({ "matchLabels": self.node_labels });
+            }
         }
+        if self.one_node && object["kind"] == "Deployment" {
+            object["spec"]["replicas"] = json!(1);
+        }
+        let agents = object["kind"] == "DaemonSet";
         let Some(pod) = object.pointer_mut("/spec/template/spec") else {
             return;
         };
+        if agents {
+            for (label, value) in &self.node_labels {
+                pod["nodeSelector"][label] = json!(value);
+            }
+            if self.chain_portmap {
+                chain_portmap(&mut pod["containers"][0]);
+            }
+        }
         // By `get_mut`: an index makes what isn't there.
         if let Some(image) = &self.image {
             for list in ["initContainers", "containers"] {
@@ -66,6 +91,26 @@ impl Changes {
                     volume["hostPath"]["path"] = json!(path);
                 }
             }
+        }
+    }
+}
+
+/// What the chart's `cni.chainPortmap` adds to the agent.
+fn chain_portmap(agent: &mut Value) {
+    let added = [
+        (
+            "args",
+            json!(["--cni-chain=portmap", "--cni-bin-dir=/host/cni/bin"]),
+        ),
+        (
+            "volumeMounts",
+            json!([{"name": "cni-bin", "mountPath": "/host/cni/bin", "readOnly": true}]),
+        ),
+    ];
+    for (list, items) in added {
+        let list = agent.get_mut(list).and_then(Value::as_array_mut);
+        if let (Some(list), Value::Array(items)) = (list, items) {
+            list.extend(items);
         }
     }
 }

@@ -65,6 +65,7 @@ fn flags_change_what_they_name_and_nothing_else() {
         image: Some("r.example/weft:1".into()),
         cni_bin_dir: Some("/k3s/bin".into()),
         cni_conf_dir: Some("/k3s/net.d".into()),
+        ..Changes::default()
     };
     let changed = all(&changes).unwrap();
     assert_eq!(
@@ -96,6 +97,37 @@ fn flags_change_what_they_name_and_nothing_else() {
     let agent = &find(&agent, "DaemonSet", "weft-agent").data["spec"]["template"]["spec"];
     assert_eq!(agent["initContainers"][0]["image"], "r.example/weft:1");
     assert_eq!(agent["containers"][0]["image"], "r.example/weft:1");
+}
+
+#[test]
+fn a_node_selector_is_that_of_agents_and_pool_and_portmap_is_chained_as_the_chart_does_it() {
+    let changes = Changes {
+        node_labels: [("weft.dev/network".to_owned(), "weft".to_owned())].into(),
+        chain_portmap: true,
+        one_node: true,
+        ..Changes::default()
+    };
+    let changed = all(&changes).unwrap();
+    assert_eq!(
+        find(&changed, "PodPool", "default").data["spec"]["nodeSelector"],
+        json!({"matchLabels": {"weft.dev/network": "weft"}})
+    );
+    let pod = &find(&changed, "DaemonSet", "weft-agent").data["spec"]["template"]["spec"];
+    assert_eq!(
+        pod["nodeSelector"],
+        json!({"kubernetes.io/os": "linux", "weft.dev/network": "weft"})
+    );
+    let agent = &pod["containers"][0];
+    let args = agent["args"].as_array().unwrap();
+    assert!(args.ends_with(&[json!("--cni-chain=portmap"), json!("--cni-bin-dir=/host/cni/bin")]));
+    let mounts = agent["volumeMounts"].as_array().unwrap();
+    assert!(mounts.contains(&json!({"name": "cni-bin", "mountPath": "/host/cni/bin", "readOnly": true})));
+    let operator = find(&changed, "Deployment", "weft-operator");
+    assert_eq!(operator.data["spec"]["replicas"], 1);
+    assert_eq!(
+        operator.data["spec"]["template"]["spec"]["nodeSelector"],
+        json!({"kubernetes.io/os": "linux"})
+    );
 }
 
 #[test]

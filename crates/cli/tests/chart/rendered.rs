@@ -108,6 +108,21 @@ fn probes_ask_the_loopback_whatever_address_metrics_have() {
 }
 
 #[test]
+fn a_single_node_has_room_for_one_operator_and_who_renders_sees_no_nodes() {
+    for (values, replicas) in [
+        ("logFormat=json", 2),
+        ("operator.replicas=1", 1),
+        ("operator.replicas=3", 3),
+    ] {
+        let Some(objects) = render(values) else { return };
+        assert_eq!(
+            object(&objects, "Deployment", "weft-operator")["spec"]["replicas"],
+            replicas
+        );
+    }
+}
+
+#[test]
 fn pools_come_from_values() {
     let Some(by_pool) = render("podCIDRs={10.1.0.0/16,10.3.0.0/16},blockSize=26,excluded={10.1.0.0/24}")
     else {

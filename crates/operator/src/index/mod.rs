@@ -72,6 +72,13 @@ pub(crate) struct Node {
     pub(crate) taints: Taints,
 }
 
+/// An agent that is a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AgentOn {
+    pub(crate) node: NodeName,
+    pub(crate) ready: bool,
+}
+
 /// A Node's taints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Taints {
@@ -173,6 +180,7 @@ pub(crate) enum Source {
     Pools,
     Slices,
     ServiceCidrs,
+    Agents,
 }
 
 #[derive(Debug)]
@@ -186,6 +194,8 @@ pub(crate) struct Index {
     networks: BTreeMap<NodeName, Network>,
     pools: Pools,
     slices: BTreeMap<String, Vec<NodeSliceEntry>>,
+    /// By the names of their pods; `None` where agents are not pods, or those can't be read.
+    agents: Option<BTreeMap<String, AgentOn>>,
     /// What the slices should say, but for the nodes in `unpublished`.
     entries: BTreeMap<String, NodeSliceEntry>,
     unpublished: BTreeSet<NodeName>,
@@ -196,7 +206,7 @@ pub(crate) struct Index {
     leaving: BTreeSet<(NodeUid, Block)>,
     /// Since when holders have no Node object.
     gone: BTreeMap<NodeUid, Duration>,
-    /// Since when agents say that they can't serve.
+    /// Since when agents are away, or say that they can't serve.
     unready: BTreeMap<NodeUid, Duration>,
     /// Since when nodes are there that kube-controller-manager may still give a range.
     rangeless: BTreeMap<NodeUid, Duration>,
@@ -219,12 +229,13 @@ struct Shortage {
 // === impl Source ===
 
 impl Source {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Nodes,
         Self::Networks,
         Self::Pools,
         Self::Slices,
         Self::ServiceCidrs,
+        Self::Agents,
     ];
 
     /// The kind of its objects.
@@ -235,6 +246,7 @@ impl Source {
             Self::Pools => "PodPool",
             Self::Slices => "NodeSlice",
             Self::ServiceCidrs => "ServiceCIDR",
+            Self::Agents => "Pod",
         }
     }
 }
@@ -254,6 +266,7 @@ impl Index {
             networks: BTreeMap::new(),
             pools: Pools::new(service_cidrs),
             slices: BTreeMap::new(),
+            agents: None,
             entries: BTreeMap::new(),
             unpublished: BTreeSet::new(),
             allocator: BlockAllocator::new(),
@@ -381,6 +394,24 @@ impl Index {
         self.pools.set_service_cidrs(name, cidrs)
     }
 
+    /// Notes that every agent is a pod: where none is known to be ready, none serves.
+    pub(crate) fn agents_are_pods(&mut self) {
+        self.agents = Some(BTreeMap::new());
+    }
+
+    pub(crate) fn set_agent(&mut self, pod: &str, agent: Option<AgentOn>) -> bool {
+        let Some(agents) = &mut self.agents else {
+            return false;
+        };
+        set(agents, &pod.to_owned(), agent)
+    }
+
+    /// Notes that what agents say of themselves is all that will be known of them.
+    pub(crate) fn no_agent_pods(&mut self) {
+        self.agents = None;
+        self.listed(Source::Agents);
+    }
+
     /// The names of all objects of a source, to find those that a new list lacks.
     pub(crate) fn names(&self, source: Source) -> Vec<String> {
         match source {
@@ -389,6 +420,7 @@ impl Index {
             Source::Pools => self.pools.names().map(str::to_owned).collect(),
             Source::Slices => self.slices.keys().cloned().collect(),
             Source::ServiceCidrs => self.pools.service_names().map(str::to_owned).collect(),
+            Source::Agents => self.agents.iter().flat_map(BTreeMap::keys).cloned().collect(),
         }
     }
 

@@ -37,3 +37,13 @@ readinessProbe:
   httpGet: {host: 127.0.0.1, port: metrics, path: /readyz}
   periodSeconds: 5
 {{- end }}
+
+{{- /* Each replica holds a port of its node: a second one of a one-node cluster would wait for ever. `helm template` sees
+no nodes. */}}
+{{- define "weft.operatorReplicas" -}}
+{{- if kindIs "invalid" .Values.operator.replicas -}}
+{{- if eq (len (dig "items" list (lookup "v1" "Node" "" ""))) 1 }}1{{ else }}2{{ end }}
+{{- else -}}
+{{- .Values.operator.replicas -}}
+{{- end -}}
+{{- end }}

@@ -272,6 +272,55 @@ fn the_node_says_what_its_agent_says() {
 }
 
 #[test]
+fn a_node_whose_agent_vanished_without_a_word_is_unavailable() {
+    let mut cluster = Cluster::with_pool("10.244.0.0/16", 24);
+    cluster.pace.unready = Duration::from_secs(10);
+    let mut cluster = cluster.restarted();
+    cluster.index.agents_are_pods();
+    let agent = |ready| {
+        Some(AgentOn {
+            node: "n1".parse().unwrap(),
+            ready,
+        })
+    };
+    cluster.node("n1", "u1", "10.224.0.4");
+    cluster.index.set_agent("weft-agent-a", agent(true));
+    cluster.settle();
+    cluster.ready("n1", "True", "");
+    let available = ["n1 unavailable False WeftReady: pods of the node are connected"];
+    assert_eq!(cluster.settle(), available);
+
+    // A rollout: the next agent is ready in time, or the old one until then.
+    cluster.index.set_agent("weft-agent-b", agent(false));
+    cluster.index.set_agent("weft-agent-a", None);
+    assert_eq!(cluster.settle(), [""; 0]);
+    assert_eq!(cluster.later(Duration::from_secs(9)), [""; 0]);
+    cluster.index.set_agent("weft-agent-b", agent(true));
+    assert_eq!(cluster.settle(), [""; 0]);
+    assert_eq!(cluster.later(Duration::from_secs(20)), [""; 0]);
+
+    // Killed, hung, or its DaemonSet deleted.
+    for gone in [agent(false), None] {
+        cluster.index.set_agent("weft-agent-b", gone);
+        assert_eq!(cluster.settle(), [""; 0]);
+        let writes = cluster.later(Duration::from_secs(10));
+        assert!(
+            writes[0].starts_with("n1 unavailable True WeftAgentAway: no pod of weft-agent is Ready"),
+            "{writes:?}"
+        );
+        assert_eq!(writes[1..], ["n1 taint true"]);
+        cluster.index.set_agent("weft-agent-b", agent(true));
+        assert_eq!(cluster.settle(), [available[0], "n1 taint false"]);
+    }
+
+    // Who may not read the pods goes by what agents say.
+    cluster.index.set_agent("weft-agent-b", None);
+    cluster.index.no_agent_pods();
+    assert_eq!(cluster.settle(), [""; 0]);
+    assert_eq!(cluster.later(Duration::from_secs(10)), [""; 0]);
+}
+
+#[test]
 fn nodes_of_no_pool_are_left_alone() {
     let mut cluster = Cluster::new();
     cluster.pool(
