@@ -4,9 +4,11 @@
 //! Then it stays, also while the agent can't serve; STATUS tells runtimes of that.
 
 use crate::Args;
+use crate::chain::Asked;
 use std::path::PathBuf;
 use weft_cni::install::{Chained, ConfDir, conflist};
-use weft_model::{UserError, codes};
+use weft_cni::spec::Version;
+use weft_model::UserError;
 
 /// Keeps our configuration in a runtime's directory.
 #[derive(Debug)]
@@ -15,7 +17,8 @@ pub struct Configuration {
     socket: PathBuf,
     intent_dir: PathBuf,
     bin_dir: PathBuf,
-    chained: Vec<Chained>,
+    /// Plugins to chain, and what they answered.
+    chained: Vec<(Chained, Option<Asked>)>,
     /// What was found at the last look, so that only news are logged.
     state: State,
 }
@@ -28,7 +31,7 @@ pub enum State {
     Absent,
     /// It is there and the first.
     InPlace {
-        /// A plugin that was to be chained and isn't there.
+        /// A plugin that was to be chained and isn't there, or knows no version of CNI that Weft knows.
         missing: Option<UserError>,
     },
     /// Another plugin's is first.
@@ -47,7 +50,7 @@ impl Configuration {
             socket: args.socket(),
             intent_dir: args.intent_dir(),
             bin_dir: args.cni_bin_dir.clone(),
-            chained: args.cni_chain.clone(),
+            chained: args.cni_chain.iter().map(|plugin| (*plugin, None)).collect(),
             state: State::Absent,
         })
     }
@@ -74,24 +77,24 @@ impl Configuration {
         &self.state
     }
 
-    fn look(&self) -> Result<State, UserError> {
+    fn look(&mut self) -> Result<State, UserError> {
         if let Some(other) = self.conf.shadowed_by()? {
             return Ok(State::Shadowed(self.conf.conflict(&other)));
         }
-        let (there, missing): (Vec<Chained>, Vec<Chained>) = self
-            .chained
-            .iter()
-            .copied()
-            .partition(|plugin| self.bin_dir.join(plugin.name()).is_file());
+        let (mut version, mut there, mut missing) = (Version::LATEST, Vec::new(), None);
+        for (plugin, asked) in &mut self.chained {
+            match Asked::newest(asked, &self.bin_dir.join(plugin.name())) {
+                Ok(newest) => {
+                    version = version.min(newest);
+                    there.push(*plugin);
+                }
+                Err(error) => {
+                    missing.get_or_insert(error);
+                }
+            }
+        }
         self.conf
-            .write(&conflist(&self.socket, &self.intent_dir, &there))?;
-        let missing = missing.first().map(|plugin| {
-            UserError::new(
-                codes::CNI_CHAIN,
-                format!("there is no {} in {}", plugin.name(), self.bin_dir.display()),
-                "install the reference CNI plugins, or leave out --cni-chain",
-            )
-        });
+            .write(&conflist(&self.socket, &self.intent_dir, &there, version))?;
         Ok(State::InPlace { missing })
     }
 }
@@ -101,6 +104,8 @@ mod tests {
     use super::*;
     use clap::Parser;
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use weft_model::codes;
 
     #[derive(Parser)]
     struct Command {
@@ -133,9 +138,26 @@ mod tests {
             Self { dir, configuration }
         }
 
-        fn types(&self) -> Vec<String> {
+        fn list(&self) -> serde_json::Value {
             let list = fs::read(self.dir.path().join("net.d/10-weft.conflist")).unwrap();
-            let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
+            serde_json::from_slice(&list).unwrap()
+        }
+
+        /// A plugin that answers VERSION with these.
+        fn portmap(&self, versions: &str) {
+            let script = format!(
+                "#!/bin/sh\n[ $CNI_COMMAND = VERSION ] && echo '{{\"supportedVersions\": [{versions}]}}'\n"
+            );
+            let path = self.dir.path().join("bin/portmap");
+            // Never written while it runs: replaced, as installers do it.
+            let next = path.with_extension("next");
+            fs::write(&next, script).unwrap();
+            fs::set_permissions(&next, fs::Permissions::from_mode(0o755)).unwrap();
+            fs::rename(next, path).unwrap();
+        }
+
+        fn types(&self) -> Vec<String> {
+            let list = self.list();
             let plugins = list["plugins"].as_array().unwrap();
             plugins
                 .iter()
@@ -174,8 +196,37 @@ mod tests {
         ));
         assert_eq!(fixture.types(), ["weft-cni"]);
 
-        fs::write(fixture.dir.path().join("bin/portmap"), "").unwrap();
+        fixture.portmap(r#""1.0.0", "1.1.0""#);
         assert_eq!(fixture.configuration.keep(), &State::InPlace { missing: None });
         assert_eq!(fixture.types(), ["weft-cni", "portmap"]);
+        assert_eq!(fixture.list()["cniVersion"], "1.1.0");
+    }
+
+    #[test]
+    fn the_list_has_the_newest_version_that_the_whole_chain_knows() {
+        let mut fixture = Fixture::new(&["--cni-chain", "portmap"]);
+        // Release 1.1.1 of the reference plugins.
+        fixture.portmap(r#""0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0""#);
+        assert_eq!(fixture.configuration.keep(), &State::InPlace { missing: None });
+        assert_eq!(fixture.types(), ["weft-cni", "portmap"]);
+        assert_eq!(fixture.list()["cniVersion"], "1.0.0");
+
+        fixture.portmap(r#""1.0.0", "1.1.0", "1.2.0""#);
+        fixture.configuration.keep();
+        assert_eq!(fixture.list()["cniVersion"], "1.1.0");
+
+        fixture.portmap(r#""9.0.0""#);
+        assert!(matches!(
+            fixture.configuration.keep(),
+            State::InPlace { missing: Some(error) } if error.message().contains("[\"9.0.0\"]")
+        ));
+        assert_eq!(fixture.types(), ["weft-cni"]);
+        assert_eq!(fixture.list()["cniVersion"], "1.1.0");
+
+        // Linked to libraries that the agent's container has not.
+        fs::write(fixture.dir.path().join("bin/portmap"), "no program").unwrap();
+        assert_eq!(fixture.configuration.keep(), &State::InPlace { missing: None });
+        assert_eq!(fixture.types(), ["weft-cni", "portmap"]);
+        assert_eq!(fixture.list()["cniVersion"], "1.0.0");
     }
 }

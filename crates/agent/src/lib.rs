@@ -9,6 +9,7 @@
 //! An agent that ends leaves everything in place: running pods keep talking, and the next agent adopts what it finds.
 #![forbid(unsafe_code)]
 
+mod chain;
 pub mod cleanup;
 mod configuration;
 pub mod desired;

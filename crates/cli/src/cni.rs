@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use weft_cni::install::{CONF_NAME, ConfDir, ConfName, PLUGIN, install_plugin, remove_plugin};
+use weft_cni::install::{
+    CONF_NAME, ConfDir, ConfName, LOOPBACK, PLUGIN, install_loopback, install_plugin, remove_plugin,
+};
 use weft_model::{UserError, codes};
 
 use crate::{OK, out};
@@ -67,6 +69,10 @@ fn install(args: &InstallArgs) -> Result<u8, UserError> {
         out::line(format!("{} installed", target.display()));
     } else {
         out::line(format!("{} is in place already", target.display()));
+    }
+    if install_loopback(&source, &directories.bin_dir)? {
+        let target = directories.bin_dir.join(LOOPBACK);
+        out::line(format!("{} installed, for there was none", target.display()));
     }
     Ok(OK)
 }

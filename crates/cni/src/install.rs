@@ -17,8 +17,14 @@ use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 use weft_model::{UserError, codes};
 
+use crate::plugin::ABOUT;
+use crate::spec::Version;
+
 /// File name of the plugin, and its `type` in configurations.
 pub const PLUGIN: &str = "weft-cni";
+
+/// File name under which the plugin brings up loopback interfaces.
+pub const LOOPBACK: &str = "loopback";
 
 /// Name of the network in the configuration.
 pub const NETWORK: &str = "weft";
@@ -68,13 +74,14 @@ enum Owner {
     Other,
 }
 
-/// The configuration for an agent that listens at `socket` and replays the intents in `intent_dir`.
-pub fn conflist(socket: &Path, intent_dir: &Path, chained: &[Chained]) -> Vec<u8> {
+/// The configuration for an agent that listens at `socket` and replays the intents in `intent_dir`. Every plugin of it has
+/// to know `version`: runtimes ask the whole chain for its STATUS.
+pub fn conflist(socket: &Path, intent_dir: &Path, chained: &[Chained], version: Version) -> Vec<u8> {
     let ours = json!({ "type": PLUGIN, "socket": socket, "intentDir": intent_dir });
     let plugins: Vec<Value> = std::iter::once(ours)
         .chain(chained.iter().map(|plugin| plugin.configuration()))
         .collect();
-    let list = json!({ "cniVersion": "1.1.0", "name": NETWORK, "plugins": plugins });
+    let list = json!({ "cniVersion": version.as_str(), "name": NETWORK, "plugins": plugins });
     format!("{list:#}\n").into_bytes()
 }
 
@@ -87,12 +94,30 @@ pub fn install_plugin(source: &Path, bin_dir: &Path) -> Result<bool, UserError> 
     put(bin_dir, PLUGIN, &plugin, 0o755)
 }
 
-/// Removes the plugin from `bin_dir`. Returns whether there was one.
+/// Puts the plugin at `source` into `bin_dir` also as [`LOOPBACK`], which containerd calls for every pod, where there is
+/// none or an earlier version of ours. One of another's making stays. Returns whether it was not there already.
+///
+/// It is a copy: whoever installs the reference plugins later may write through a link.
+///
+/// # Errors
+/// [`codes::CNI_INSTALL`]: a file can't be read, or `bin_dir` not be written.
+pub fn install_loopback(source: &Path, bin_dir: &Path) -> Result<bool, UserError> {
+    let target = bin_dir.join(LOOPBACK);
+    if is_there(&target)? && !is_plugin(&target)? {
+        return Ok(false);
+    }
+    let plugin = fs::read(source).map_err(|error| refused("read", source, &error))?;
+    put(bin_dir, LOOPBACK, &plugin, 0o755)
+}
+
+/// Removes the plugin from `bin_dir`, under both of its names. Returns whether there was one.
 ///
 /// # Errors
 /// [`codes::CNI_INSTALL`]
 pub fn remove_plugin(bin_dir: &Path) -> Result<bool, UserError> {
-    remove(&bin_dir.join(PLUGIN))
+    let loopback = bin_dir.join(LOOPBACK);
+    let ours = is_there(&loopback)? && is_plugin(&loopback)? && remove(&loopback)?;
+    Ok(remove(&bin_dir.join(PLUGIN))? || ours)
 }
 
 /// Writes `dir/name` so that nobody ever sees half of it, also after a power cut; `dir` is made if need be. Returns
@@ -284,6 +309,18 @@ impl ConfDir {
 }
 
 // === private ===
+
+fn is_there(path: &Path) -> Result<bool, UserError> {
+    path.try_exists()
+        .map_err(|error| refused("look at", path, &error))
+}
+
+/// Whether a file is our plugin, of whatever version.
+fn is_plugin(path: &Path) -> Result<bool, UserError> {
+    let content = fs::read(path).map_err(|error| refused("read", path, &error))?;
+    let about = ABOUT.as_bytes();
+    Ok(content.windows(about.len()).any(|window| window == about))
+}
 
 fn put(dir: &Path, name: &str, content: &[u8], mode: u32) -> Result<bool, UserError> {
     place(dir, name, content, mode).map_err(|error| refused("write", &dir.join(name), &error))

@@ -35,6 +35,7 @@ fn ours() -> Vec<u8> {
         Path::new("/run/weft/agent.sock"),
         Path::new("/var/lib/weft/intents"),
         &[],
+        Version::LATEST,
     )
 }
 
@@ -42,11 +43,16 @@ const BRIDGE: &str = r#"{"cniVersion":"1.0.0","name":"old","plugins":[{"type":"b
 
 #[test]
 fn the_configuration_chains_what_was_asked_for_after_ours() {
-    let list = conflist(Path::new("/s"), Path::new("/i"), &[Chained::Portmap]);
+    let list = conflist(
+        Path::new("/s"),
+        Path::new("/i"),
+        &[Chained::Portmap],
+        Version::V1_0_0,
+    );
     let list: Value = serde_json::from_slice(&list).unwrap();
     assert_eq!(
         list,
-        json!({"cniVersion": "1.1.0", "name": "weft", "plugins": [
+        json!({"cniVersion": "1.0.0", "name": "weft", "plugins": [
             {"type": "weft-cni", "socket": "/s", "intentDir": "/i"},
             {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true},
         ]})
@@ -152,6 +158,31 @@ fn the_plugin_is_replaced_only_if_it_is_another_and_can_be_executed() {
             .code(),
         codes::CNI_INSTALL
     );
+}
+
+#[test]
+fn a_loopback_is_added_and_brought_up_to_date_and_never_taken_from_another() {
+    let fixture = Fixture::new();
+    let bin = fixture.dir.path().join("bin");
+    let loopback = bin.join(LOOPBACK);
+    for version in ["1", "2"] {
+        let source = fixture.put("source", &format!("weft-cni {version}: {ABOUT}\n"));
+        assert!(install_loopback(&source, &bin).unwrap());
+        assert!(!install_loopback(&source, &bin).unwrap());
+        assert!(
+            fs::read_to_string(&loopback)
+                .unwrap()
+                .starts_with(&format!("weft-cni {version}"))
+        );
+    }
+    assert!(remove_plugin(&bin).unwrap());
+    assert!(!loopback.exists());
+
+    fs::write(&loopback, "the reference plugin").unwrap();
+    let source = fixture.put("source", &format!("weft-cni 2: {ABOUT}\n"));
+    assert!(!install_loopback(&source, &bin).unwrap());
+    assert!(!remove_plugin(&bin).unwrap());
+    assert_eq!(fs::read(&loopback).unwrap(), b"the reference plugin");
 }
 
 #[test]

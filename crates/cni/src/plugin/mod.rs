@@ -2,6 +2,7 @@
 
 mod agent;
 mod log;
+mod loopback;
 mod netns;
 mod panic;
 mod stdin;
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use weft_model::{AttachmentKey, UserError, codes};
 
 pub use log::Entry;
+pub use loopback::run as run_loopback;
 pub use panic::{answer_once, install_panic_hook};
 pub use stdin::Stdin;
 
@@ -34,6 +36,9 @@ pub struct Outcome {
     /// One line for the log file that the configuration names.
     pub log: Option<Entry>,
 }
+
+/// Part of what the plugin says of itself, by which its file is known whatever its name is.
+pub(crate) const ABOUT: &str = "the CNI plugin of Weft, called by container runtimes";
 
 /// The largest configuration read, in bytes. It holds a GC's list of attachments.
 const MAX_CONFIG: u64 = 4 << 20;
@@ -317,10 +322,7 @@ impl Outcome {
     }
 
     fn about() -> Self {
-        let about = format!(
-            "weft-cni {}: the CNI plugin of Weft, called by container runtimes",
-            env!("CARGO_PKG_VERSION")
-        );
+        let about = format!("weft-cni {}: {ABOUT}", env!("CARGO_PKG_VERSION"));
         let versions = format!("CNI protocol versions supported: {}", Version::list());
         Self {
             notes: vec![about, versions],
