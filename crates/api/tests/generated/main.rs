@@ -1,5 +1,7 @@
 //! The files generated from the types are those in the repository. `WEFT_BLESS=1 cargo test -p weft-api` writes them.
 
+mod reference;
+
 use std::fs;
 use std::path::PathBuf;
 
@@ -10,9 +12,14 @@ fn the_charts_definitions_are_up_to_date() {
         let yaml = serde_saphyr::to_string(&crd).unwrap();
         compare(
             &path,
-            &format!("# Generated from crates/api; see crates/api/tests/generated.rs.\n{yaml}"),
+            &format!("# Generated from crates/api; see crates/api/tests/generated.\n{yaml}"),
         );
     }
+}
+
+#[test]
+fn the_reference_of_the_types_is_up_to_date() {
+    compare("docs/reference/crds.md", &reference::page(&weft_api::crds()));
 }
 
 /// The file at `path` below the repository's root holds `expected`.
