@@ -1,5 +1,6 @@
 //! Programs inside a namespace, and processes that are never mistaken for others.
 
+use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::fmt;
 use std::fs;
@@ -93,6 +94,27 @@ pub fn enter(command: &mut Command, netns: &NetNs, how: Enter) -> Result<()> {
         Ok(())
     });
     Ok(())
+}
+
+/// This process and those it descends from, as far as `/proc` tells: whoever ends others by what they are spares these.
+pub fn own_line() -> BTreeSet<u32> {
+    let mut line = BTreeSet::new();
+    let mut pid = std::process::id();
+    while pid > 1 && line.insert(pid) {
+        let parent = fs::read_to_string(format!("/proc/{pid}/stat"))
+            .ok()
+            .and_then(|stat| {
+                // Fields after the name in parentheses: state, then the parent (proc_pid_stat(5)).
+                stat.rsplit_once(')')?
+                    .1
+                    .split_ascii_whitespace()
+                    .nth(1)?
+                    .parse()
+                    .ok()
+            });
+        pid = parent.unwrap_or(0);
+    }
+    line
 }
 
 /// The processes with their first thread in `netns`, zombies left out.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use weft_kernel::NetNs;
 use weft_kernel::mount;
-use weft_kernel::process::{ProcessId, Signal};
+use weft_kernel::process::{ProcessId, Signal, own_line};
 use weft_model::{UserError, codes};
 
 use crate::machine::kernel_error;
@@ -191,27 +191,6 @@ fn pids() -> impl Iterator<Item = u32> {
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-}
-
-/// This process and those it descends from.
-fn own_line() -> BTreeSet<u32> {
-    let mut line = BTreeSet::new();
-    let mut pid = std::process::id();
-    while pid > 1 && line.insert(pid) {
-        let parent = fs::read_to_string(format!("/proc/{pid}/stat"))
-            .ok()
-            .and_then(|stat| {
-                // Fields after the name in parentheses: state, then the parent (proc_pid_stat(5)).
-                stat.rsplit_once(')')?
-                    .1
-                    .split_ascii_whitespace()
-                    .nth(1)?
-                    .parse()
-                    .ok()
-            });
-        pid = parent.unwrap_or(0);
-    }
-    line
 }
 
 /// Takes away the mount that named namespaces need, where the lab was the one that made it and nobody uses it.

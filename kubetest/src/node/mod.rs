@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use weft_kernel::NetNs;
-use weft_kernel::process::{Enter, ProcessId, Signal, enter};
+use weft_kernel::process::{Enter, ProcessId, Signal, enter, own_line};
 
 use crate::cache::Cache;
 use crate::control_plane::last_line;
@@ -114,7 +114,7 @@ pub fn end_processes_in(netns: &str) -> Result<usize> {
     loop {
         let found: Vec<ProcessId> = weft_kernel::process::processes_in(&netns)?
             .into_iter()
-            .filter(|id| !spared.contains(&id.pid))
+            .filter(|id| !spared.contains(&id.pid.unsigned_abs()))
             .collect();
         if found.is_empty() {
             return Ok(count);
@@ -212,26 +212,4 @@ fn is_first(pid: i32) -> bool {
             .map(|numbers| numbers.split_ascii_whitespace().collect::<Vec<_>>())
             .is_some_and(|numbers| numbers.len() > 1 && numbers.last() == Some(&"1"))
     })
-}
-
-/// This process and those it descends from.
-fn own_line() -> Vec<i32> {
-    let mut line = Vec::new();
-    let mut next = Some(rustix::process::getpid());
-    while let Some(pid) = next {
-        line.push(pid.as_raw_nonzero().get());
-        next = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
-            .ok()
-            // Fields after the name in parentheses: state, then the parent (proc_pid_stat(5)).
-            .and_then(|stat| {
-                stat.rsplit_once(')')?
-                    .1
-                    .split_ascii_whitespace()
-                    .nth(1)?
-                    .parse()
-                    .ok()
-            })
-            .and_then(rustix::process::Pid::from_raw);
-    }
-    line
 }
