@@ -391,7 +391,8 @@ impl NodeNet {
     }
 
     /// Routes for the pod CIDRs into the overlay, but for what is reached by the node's own routes, and an answer for addresses of this node's blocks that no pod
-    /// has: their packets must not go round through the overlay.
+    /// has: their packets must not go round through the overlay. Where another's route leads to the block of a node on
+    /// Weft, as after a migration, the overlay's are one bit longer: they win, and the other stays for the way back.
     fn routes(
         &mut self,
         desired: &Desired,
@@ -404,6 +405,11 @@ impl NodeNet {
             .flat_map(|cidr| without(*cidr, &desired.non_masquerade))
             .map(|net| Route::link(net, overlay).with_src(desired.address))
             .collect();
+        for past in self.routes_past(desired)? {
+            wanted.retain(|route| route.dst != past.into());
+            let halves = past.subnets(past.prefix_len() + 1).into_iter().flatten();
+            wanted.extend(halves.map(|half| Route::link(half, overlay).with_src(desired.address)));
+        }
         // A block that is the whole CIDR has the pods' own /32 routes and this one; the overlay has nothing to do.
         for block in &desired.blocks {
             wanted.retain(|route| route.dst != block.net().into());
@@ -428,6 +434,22 @@ impl NodeNet {
             repairs.add("route", usize::from(self.rtnl.delete_route(route)?));
         }
         Ok(())
+    }
+
+    /// Where routes of others lead past the overlay to blocks of other nodes on Weft.
+    fn routes_past(&mut self, desired: &Desired) -> Result<BTreeSet<Ipv4Net>, weft_kernel::Error> {
+        let routes = self.rtnl.routes(RouteFilter {
+            table: Some(MAIN_TABLE),
+            ..RouteFilter::default()
+        })?;
+        let past = routes.iter().filter(|route| route.protocol != RTPROT_WEFT);
+        Ok(past
+            .filter_map(|route| match route.dst {
+                IpNet::V4(dst) if dst.prefix_len() < 32 => Some(dst),
+                _ => None,
+            })
+            .filter(|dst| is_remote(*dst, desired))
+            .collect())
     }
 
     fn rules(
@@ -513,6 +535,14 @@ fn without(net: Ipv4Net, holes: &BTreeSet<Ipv4Net>) -> Vec<Ipv4Net> {
         .collect()
 }
 
+/// Whether a range lies in the block of another node on Weft.
+fn is_remote(dst: Ipv4Net, desired: &Desired) -> bool {
+    let blocks = desired.prefixes.iter();
+    blocks
+        .filter(|(_, what)| matches!(what, Prefix::RemoteBlock { .. }))
+        .any(|(block, _)| block.contains(&dst))
+}
+
 /// The pod CIDR that a route of somebody else's shares addresses with. Default routes share them with everything, and
 /// what is reached natively has routes of its own.
 fn overlapped(route: &Route, desired: &Desired) -> Option<Ipv4Net> {
@@ -567,6 +597,40 @@ fn overlay_mac() -> Mac {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_blocks_of_other_nodes_on_weft_are_kept_from_foreign_routes() {
+        let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
+        let remote = Prefix::RemoteBlock {
+            underlay: "10.224.0.5".parse().unwrap(),
+        };
+        let desired = Desired {
+            node_uid: "u1".parse().unwrap(),
+            address: "10.224.0.4".parse().unwrap(),
+            addresses: Vec::new(),
+            max_pods: None,
+            blocks: Vec::new(),
+            retiring: Vec::new(),
+            pod_cidrs: [net("10.244.0.0/16")].into(),
+            non_masquerade: BTreeSet::new(),
+            prefixes: [
+                (net("10.244.0.0/16"), Prefix::Pool),
+                (net("10.244.1.0/24"), remote),
+                (net("10.244.2.0/24"), Prefix::LocalBlock),
+            ]
+            .into(),
+            nodes: BTreeSet::new(),
+        };
+        for (dst, wanted) in [
+            ("10.244.1.0/24", true),
+            ("10.244.1.128/25", true),
+            ("10.244.2.0/24", false),
+            ("10.244.3.0/24", false),
+            ("10.244.0.0/23", false),
+        ] {
+            assert_eq!(is_remote(net(dst), &desired), wanted, "{dst}");
+        }
+    }
 
     #[test]
     fn what_is_reached_natively_is_left_out_of_the_overlays_routes() {
