@@ -23,6 +23,23 @@ const NAT_SOURCE: i32 = 100;
 /// # Errors
 /// The manifests can't be read, or the API refuses them.
 pub fn install_weft(cluster: &Cluster, kubectl: &Kubectl, manifests: &Path) -> Result<()> {
+    install(cluster, kubectl, manifests, None)
+}
+
+/// Installs Weft for the nodes that have `label=weft`, beside what the others have.
+///
+/// # Errors
+/// As for [`install_weft`].
+pub fn install_weft_beside(
+    cluster: &Cluster,
+    kubectl: &Kubectl,
+    manifests: &Path,
+    label: &str,
+) -> Result<()> {
+    install(cluster, kubectl, manifests, Some(label))
+}
+
+fn install(cluster: &Cluster, kubectl: &Kubectl, manifests: &Path, label: Option<&str>) -> Result<()> {
     let crds = manifests.join("helm/weft/crds");
     let crds = crds.to_str().context("a path that is not text")?;
     kubectl.read(&["apply", "--server-side", "--filename", crds])?;
@@ -35,11 +52,11 @@ pub fn install_weft(cluster: &Cluster, kubectl: &Kubectl, manifests: &Path) -> R
     ])?;
     let path = manifests.join("manifests/weft.yaml");
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    kubectl.apply(&adapt(&text, &cluster.config, cluster.api_address)?)
+    kubectl.apply(&adapt(&text, &cluster.config, cluster.api_address, label)?)
 }
 
 /// The manifests with the values that `helm template` would have got.
-fn adapt(text: &str, config: &Config, api: Ipv4Addr) -> Result<String> {
+fn adapt(text: &str, config: &Config, api: Ipv4Addr, label: Option<&str>) -> Result<String> {
     let mut objects: Vec<Value> = serde_saphyr::from_multiple(text).context("read Weft's manifests")?;
     objects.retain(|object| !object.is_null());
     for object in &mut objects {
@@ -49,9 +66,15 @@ fn adapt(text: &str, config: &Config, api: Ipv4Addr) -> Result<String> {
                 if config.ipam == Ipam::Node {
                     object["spec"]["ipam"] = json!("node");
                 }
+                if let Some(label) = label {
+                    object["spec"]["nodeSelector"] = json!({"matchLabels": {label: "weft"}});
+                }
             }
             Some("DaemonSet" | "Deployment") => {
                 let agents = object["kind"] == "DaemonSet";
+                if let (true, Some(label)) = (agents, label) {
+                    object["spec"]["template"]["spec"]["nodeSelector"][label] = json!("weft");
+                }
                 let containers = object["spec"]["template"]["spec"]["containers"].as_array_mut();
                 for container in containers.into_iter().flatten() {
                     if agents {
@@ -201,8 +224,9 @@ mod tests {
     fn manifests_get_the_cluster_s_addresses() {
         let text = "kind: PodPool\nspec: {cidrs: [10.244.0.0/16]}\n---\nkind: DaemonSet\nspec: {template: {spec: {containers: [{name: a, args: [agent], env: []}]}}}\n";
         let api = Ipv4Addr::new(172, 31, 0, 240);
-        let read =
-            |proxy| -> Value { serde_json::from_str(&adapt(text, &config(proxy), api).unwrap()).unwrap() };
+        let read = |proxy| -> Value {
+            serde_json::from_str(&adapt(text, &config(proxy), api, None).unwrap()).unwrap()
+        };
         let with = read(Proxy::Nftables);
         assert_eq!(
             with["items"][0]["spec"],

@@ -4,13 +4,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
 use crate::cache::Cache;
-use crate::check::Verdict;
+use crate::check::{Checked, Report, Verdict};
 use crate::node;
 use crate::progress::Progress;
+use crate::rehearsal::{Rehearsal, Tools};
 use crate::state::{Cluster, Cni, Config, Ipam, Proxy};
 use crate::{check, cluster, logs, preflight, remove};
 
@@ -43,6 +44,30 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
         /// Print the checks' names and run none
+        #[arg(long)]
+        list: bool,
+    },
+    /// Walk through a procedure of the documentation, on a cluster made for it, while pods talk
+    Rehearse {
+        /// The procedure
+        #[arg(value_enum)]
+        rehearsal: Rehearsal,
+        /// Name of the cluster
+        #[arg(default_value = DEFAULT)]
+        name: String,
+        /// The program weft
+        #[arg(long, value_name = "FILE", default_value = "target/dist/debug/weft")]
+        weft: PathBuf,
+        /// Directory of Weft's manifests
+        #[arg(long, value_name = "DIR", default_value = "deploy")]
+        weft_manifests: PathBuf,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+        /// Write that document to a file
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+        /// Print the steps' names and take none
         #[arg(long)]
         list: bool,
     },
@@ -189,6 +214,33 @@ pub fn run(command: Command) -> Result<()> {
             report,
             ..
         } => check(&name, beside.as_deref(), &tests, json, report.as_deref()),
+        Command::Rehearse {
+            rehearsal,
+            list: true,
+            ..
+        } => {
+            for name in rehearsal.steps() {
+                print(name);
+            }
+            Ok(())
+        }
+        Command::Rehearse {
+            rehearsal,
+            name,
+            weft,
+            weft_manifests,
+            json,
+            report,
+            ..
+        } => {
+            let absolute =
+                |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
+            let tools = Tools {
+                weft: absolute(&weft)?,
+                manifests: absolute(&weft_manifests)?,
+            };
+            rehearse(rehearsal, &name, &tools, json, report.as_deref())
+        }
         Command::Logs { name, output } => show_logs(&Cluster::load(&name)?, output.as_deref()),
         Command::Preflight { nodes } => preflight::check(nodes),
         Command::List => {
@@ -269,7 +321,8 @@ impl Up {
                 Some(dir) => absolute(&dir)?,
                 None => crate::build::default_dir()?,
             },
-            weft_image: weft.then_some(image),
+            // On nodes of another network, too: Weft may come later.
+            weft_image: Some(image).filter(|image| image.exists()),
             weft_manifests: weft.then_some(manifests),
         })
     }
@@ -302,16 +355,45 @@ fn check(name: &str, beside: Option<&str>, tests: &[String], json: bool, file: O
     let beside = beside.map(Cluster::load).transpose()?;
     let cache = Cache::open(&cluster.config.cache)?;
     let report = check::run(&cluster, beside.as_ref(), &cache, tests, |result| {
-        if !json {
-            let mark = match result.verdict {
-                Verdict::Passed => "ok",
-                Verdict::Failed => "!!",
-                Verdict::Skipped => "--",
-            };
-            print(&format!("{mark:>4}  {:<24} {}", result.name, result.value));
-        }
+        tell(result, json);
     })?;
-    let document = serde_json::to_string_pretty(&report)?;
+    finish(&report, json, file)
+}
+
+fn rehearse(rehearsal: Rehearsal, name: &str, tools: &Tools, json: bool, file: Option<&Path>) -> Result<()> {
+    let cluster = Cluster::load(name)?;
+    if !rehearsal.suits(&cluster.config) {
+        let (cni, ipam) = rehearsal.begins_with();
+        let value = |value: Option<clap::builder::PossibleValue>| {
+            value.map_or_else(String::new, |value| value.get_name().to_owned())
+        };
+        anyhow::bail!(
+            "cluster {name} was made for something else\n  next: cargo xtask kube up NAME --nodes {} --cni {} --ipam {} --no-dns",
+            rehearsal.nodes(),
+            value(cni.to_possible_value()),
+            value(ipam.to_possible_value())
+        );
+    }
+    let cache = Cache::open(&cluster.config.cache)?;
+    let report = rehearsal.run(&cluster, &cache, tools, |result| tell(result, json))?;
+    finish(&report, json, file)
+}
+
+/// Prints what came of a check.
+fn tell(result: &Checked, json: bool) {
+    if json {
+        return;
+    }
+    let mark = match result.verdict {
+        Verdict::Passed => "ok",
+        Verdict::Failed => "!!",
+        Verdict::Skipped => "--",
+    };
+    print(&format!("{mark:>4}  {:<24} {}", result.name, result.value));
+}
+
+fn finish(report: &Report, json: bool, file: Option<&Path>) -> Result<()> {
+    let document = serde_json::to_string_pretty(report)?;
     if let Some(file) = file {
         std::fs::write(file, &document).with_context(|| format!("write {}", file.display()))?;
     }

@@ -19,6 +19,7 @@ pub mod oci;
 pub mod pki;
 pub mod preflight;
 pub mod progress;
+pub mod rehearsal;
 pub mod remove;
 pub mod state;
 pub mod vnet;

@@ -1,6 +1,6 @@
 //! What goes through the kubelet: exec, logs, port-forward, host network, removal of pods; and Weft's own objects.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -32,6 +32,11 @@ pub(super) const ALL: &[Check] = &[
         name: "port-forward",
         description: "kubectl port-forward reaches a pod",
         run: port_forward,
+    },
+    Check {
+        name: "attach",
+        description: "kubectl attach gives input to a pod and brings its output",
+        run: attach,
     },
     Check {
         name: "host-network",
@@ -89,6 +94,35 @@ fn port_forward(scene: &Scene) -> Outcome {
         bail!("{name} answered instead of b");
     }
     yes("pod b")
+}
+
+fn attach(scene: &Scene) -> Outcome {
+    let echo = json!({"args": null, "command": ["cat"], "stdin": true, "readinessProbe": null});
+    let pod = scene.new_pod_with("echo", &scene.b.node, &echo)?;
+    let mut child = scene
+        .kubectl
+        .command()
+        .args(["--namespace", NAMESPACE, "attach", "--stdin", pod.name])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start kubectl")?;
+    let answer = child.stdin.take().zip(child.stdout.take()).context("no pipes");
+    let answer = answer.and_then(|(mut input, output)| {
+        input.write_all(b"marco\n")?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        Ok(line)
+    });
+    let _ = child.kill();
+    let _ = child.wait();
+    let answer = answer?;
+    if answer != "marco\n" {
+        bail!("the pod said {answer:?} to \"marco\"");
+    }
+    scene.read(&["delete", "pod", pod.name, "--wait=false"])?;
+    yes("a line there and back")
 }
 
 fn host_network(scene: &Scene) -> Outcome {

@@ -63,7 +63,7 @@ pub(super) const ALL: &[Check] = &[
 ];
 
 /// Requests on connections that stay open, from a pod to one on another node.
-struct Connections {
+pub(crate) struct Connections {
     stop: Arc<AtomicBool>,
     workers: Vec<JoinHandle<Result<Duration>>>,
 }
@@ -71,7 +71,7 @@ struct Connections {
 // === impl Connections ===
 
 impl Connections {
-    fn open(from: &NetNs, to: SocketAddr) -> Result<Self> {
+    pub(crate) fn open(from: &NetNs, to: SocketAddr) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut workers = Vec::new();
         for _ in 0..CONNECTIONS {
@@ -84,7 +84,7 @@ impl Connections {
     }
 
     /// The longest time that any of them went without an answer.
-    fn close(self) -> Result<Duration> {
+    pub(crate) fn close(self) -> Result<Duration> {
         self.stop.store(true, Ordering::Relaxed);
         let mut longest = Duration::ZERO;
         let mut lost = Vec::new();
@@ -116,7 +116,7 @@ fn beat(mut stream: TcpStream, stop: &AtomicBool) -> Result<Duration> {
 }
 
 /// Does something while connections between the nodes are in use.
-fn unharmed(scene: &Scene, job: impl FnOnce() -> Result<()>) -> Outcome {
+pub(super) fn unharmed(scene: &Scene, job: impl FnOnce() -> Result<()>) -> Outcome {
     let connections = Connections::open(&scene.pod(&scene.a)?, (scene.b.address, PORT).into())?;
     let done = job();
     let longest = connections.close()?;
@@ -187,7 +187,7 @@ fn operator_dies(scene: &Scene) -> Outcome {
     yes(format!("{pod} leads after {:.1} s", took.as_secs_f64()))
 }
 
-fn not_weft(scene: &Scene) -> Option<Held> {
+pub(super) fn not_weft(scene: &Scene) -> Option<Held> {
     (scene.cluster.config.cni != Cni::Weft).then_some(Held::NotHere("the pods' network is not Weft's"))
 }
 
@@ -222,7 +222,7 @@ fn new_pod_answers(scene: &Scene, name: &'static str) -> Result<std::net::Ipv4Ad
 }
 
 /// What comes of `attempt`, as soon as something does.
-pub(super) fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub(crate) fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let until = Instant::now() + SETTLE;
     loop {
         if let Some(found) = attempt()? {

@@ -1,11 +1,13 @@
 //! `cargo xtask kube check`: what a cluster's network has to do, tried with real pods, kubectl and the machines around.
 
 mod api;
+mod away;
 mod beside;
 mod kubelet;
-mod live;
+pub(crate) mod live;
 mod network;
-mod scene;
+mod probes;
+pub(crate) mod scene;
 mod services;
 
 use std::time::{Duration, Instant};
@@ -66,10 +68,10 @@ pub enum Verdict {
 }
 
 /// What a check measured where its statement held.
-type Outcome = Result<Held>;
+pub(crate) type Outcome = Result<Held>;
 
 /// How a statement can hold.
-enum Held {
+pub(crate) enum Held {
     Yes(String),
     /// It can't be tried on this cluster: why.
     NotHere(&'static str),
@@ -88,7 +90,9 @@ fn all() -> impl Iterator<Item = &'static Check> {
         .iter()
         .chain(services::ALL)
         .chain(kubelet::ALL)
+        .chain(probes::ALL)
         .chain(api::ALL)
+        .chain(away::ALL)
         .chain(live::ALL)
 }
 
@@ -132,17 +136,25 @@ pub fn run(
         }
         scene.clean_up()?;
     }
-    let count = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
-    let failed = count(Verdict::Failed);
-    Ok(Report {
-        cluster: cluster.name.clone(),
-        ok: failed == 0,
-        passed: count(Verdict::Passed),
-        failed,
-        skipped: count(Verdict::Skipped),
-        duration_ms: millis(began.elapsed()),
-        checks,
-    })
+    Ok(Report::of(cluster, began, checks))
+}
+
+// === impl Report ===
+
+impl Report {
+    pub(crate) fn of(cluster: &Cluster, began: Instant, checks: Vec<Checked>) -> Self {
+        let count = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
+        let failed = count(Verdict::Failed);
+        Self {
+            cluster: cluster.name.clone(),
+            ok: failed == 0,
+            passed: count(Verdict::Passed),
+            failed,
+            skipped: count(Verdict::Skipped),
+            duration_ms: millis(began.elapsed()),
+            checks,
+        }
+    }
 }
 
 // === impl Check ===
@@ -153,7 +165,7 @@ impl Check {
     }
 }
 
-fn tried(name: &'static str, description: &'static str, run: impl FnOnce() -> Outcome) -> Checked {
+pub(crate) fn tried(name: &'static str, description: &'static str, run: impl FnOnce() -> Outcome) -> Checked {
     let began = Instant::now();
     let (verdict, value) = match run() {
         Ok(Held::Yes(value)) => (Verdict::Passed, value),
@@ -169,7 +181,7 @@ fn tried(name: &'static str, description: &'static str, run: impl FnOnce() -> Ou
     }
 }
 
-fn yes(value: impl Into<String>) -> Outcome {
+pub(crate) fn yes(value: impl Into<String>) -> Outcome {
     Ok(Held::Yes(value.into()))
 }
 

@@ -69,6 +69,11 @@ pub(super) const ALL: &[Check] = &[
         run: egress,
     },
     Check {
+        name: "mtu",
+        description: "Datagrams of the pods' MTU fill the packets between nodes, one each, none of them in fragments",
+        run: mtu,
+    },
+    Check {
         name: "large-transfer",
         description: "32 MiB between two nodes arrive as they were sent, and no outer packet is fragmented",
         run: transfer,
@@ -95,6 +100,56 @@ fn egress(scene: &Scene) -> Outcome {
         );
     }
     yes(format!("seen as {}", peer.ip()))
+}
+
+fn mtu(scene: &Scene) -> Outcome {
+    const DATAGRAMS: usize = 2000;
+    let mtu: usize = scene.shell(&scene.a, "cat /sys/class/net/eth0/mtu")?.parse()?;
+    // What IPv4 and UDP take of it.
+    let payload = vec![0; mtu - 28];
+    let to = SocketAddr::from((scene.b.address, 8081));
+    let (from, server) = (scene.pod(&scene.a)?, scene.node(&scene.a.node)?);
+    let (fragments_before, before) = (fragments(scene)?, sent(&server)?);
+    // The server says nothing to what is no command of its: a stop on the way is heard as an error of the next send.
+    from.run(|| -> std::io::Result<()> {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(to)?;
+        for _ in 0..DATAGRAMS {
+            socket.send(&payload)?;
+        }
+        Ok(())
+    })??;
+    let (bytes, packets) = {
+        let after = sent(&server)?;
+        (after.0 - before.0, after.1 - before.1)
+    };
+    let fragmented = fragments(scene)? - fragments_before;
+    let (wire, wanted) = (bytes / packets.max(1), u64::try_from(DATAGRAMS)?);
+    // What the kubelet sends meanwhile is little and small.
+    let average_fits = wire > u64::try_from(mtu)? && wire <= u64::try_from(mtu + 64)?;
+    if fragmented != 0 || packets < wanted || packets > wanted + wanted / 10 || !average_fits {
+        bail!(
+            "{packets} packets of {wire} bytes on average for {DATAGRAMS} datagrams of {mtu}, {fragmented} fragmented"
+        );
+    }
+    yes(format!(
+        "{packets} packets of {wire} bytes for {DATAGRAMS} datagrams of {mtu}"
+    ))
+}
+
+/// Bytes and packets that left a node by eth0 (/proc/net/dev: after the name 8 columns of what came).
+fn sent(node: &weft_kernel::NetNs) -> Result<(u64, u64)> {
+    let text = node.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
+    let line = text
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix("eth0:"))
+        .context("no eth0 in /proc/net/dev")?;
+    let column = |place: usize| -> Result<u64> {
+        let text = line.split_ascii_whitespace().nth(place);
+        text.and_then(|text| text.parse().ok())
+            .with_context(|| format!("column {place} of {line:?}"))
+    };
+    Ok((column(8)?, column(9)?))
 }
 
 fn transfer(scene: &Scene) -> Outcome {

@@ -18,7 +18,7 @@ use crate::state::{Cluster, Node};
 pub(super) const NAMESPACE: &str = "weft-check";
 
 /// Port of the pods' HTTP server.
-pub(super) const PORT: u16 = 8080;
+pub(crate) const PORT: u16 = 8080;
 
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(5);
@@ -163,17 +163,7 @@ impl Scene {
 
     /// The network of a pod.
     pub(super) fn pod(&self, pod: &Pod) -> Result<NetNs> {
-        let uid = self.field(&format!("pod/{}", pod.name), "{.metadata.uid}")?;
-        // The name of its control groups is all of a pod that is to be seen from outside its node.
-        let group = format!("pod{uid}");
-        for entry in fs::read_dir("/proc")?.flatten() {
-            let of_pod =
-                fs::read_to_string(entry.path().join("cgroup")).is_ok_and(|text| text.contains(&group));
-            if of_pod {
-                return Ok(NetNs::open(entry.path().join("ns/net"))?);
-            }
-        }
-        bail!("pod {} has no process on this machine", pod.name)
+        netns_of(&self.kubectl, NAMESPACE, pod.name)
     }
 
     /// The network beyond the nodes.
@@ -182,8 +172,29 @@ impl Scene {
     }
 }
 
+/// The network of a pod.
+pub(crate) fn netns_of(kubectl: &Kubectl, namespace: &str, pod: &str) -> Result<NetNs> {
+    let uid = kubectl.read(&[
+        "--namespace",
+        namespace,
+        "get",
+        "pod",
+        pod,
+        "--output=jsonpath={.metadata.uid}",
+    ])?;
+    // The name of its control groups is all of a pod that is to be seen from outside its node.
+    let group = format!("pod{uid}");
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let of_pod = fs::read_to_string(entry.path().join("cgroup")).is_ok_and(|text| text.contains(&group));
+        if of_pod {
+            return Ok(NetNs::open(entry.path().join("ns/net"))?);
+        }
+    }
+    bail!("pod {pod} has no process on this machine")
+}
+
 /// The body of an HTTP answer to somebody in a network namespace of this machine.
-pub(super) fn http_from(netns: &NetNs, address: Ipv4Addr, port: u16, path: &str) -> Result<String> {
+pub(crate) fn http_from(netns: &NetNs, address: Ipv4Addr, port: u16, path: &str) -> Result<String> {
     let to = SocketAddr::from((address, port));
     let mut stream = sockets::tcp_connect(netns, to, REQUEST).with_context(|| format!("connect to {to}"))?;
     stream.set_read_timeout(Some(REQUEST))?;
@@ -230,7 +241,7 @@ fn is_whole(answer: &[u8]) -> bool {
 }
 
 /// Whether an answer of `/clientip` names this address.
-pub(super) fn expect_client(answer: &str, wanted: Ipv4Addr) -> Result<()> {
+pub(crate) fn expect_client(answer: &str, wanted: Ipv4Addr) -> Result<()> {
     let seen = answer.rsplit_once(':').map_or(answer, |(address, _)| address);
     let seen: Ipv4Addr = seen
         .parse()

@@ -1,7 +1,11 @@
 //! Services by kube-proxy, and DNS.
 
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use weft_kernel::NetNs;
 
 use super::live::wait_for;
 use super::network::OUTSIDE;
@@ -39,6 +43,11 @@ pub(super) const ALL: &[Check] = &[
             }
             yes(address)
         },
+    },
+    Check {
+        name: "udp-affinity",
+        description: "With sessionAffinity ClientIP all datagrams of a pod go to one pod, from whatever port",
+        run: udp_affinity,
     },
     Check {
         name: "node-port",
@@ -100,6 +109,67 @@ pub(super) const ALL: &[Check] = &[
         },
     },
 ];
+
+/// Clients of the check: without affinity they would hardly all meet one of three pods.
+const CLIENTS: usize = 12;
+
+fn udp_affinity(scene: &Scene) -> Outcome {
+    if let Some(not_here) = no_proxy(scene) {
+        return Ok(not_here);
+    }
+    let object = |name: &str, affinity: &str| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "namespace": NAMESPACE},
+            "spec": {
+                "selector": {"app": "check"},
+                "sessionAffinity": affinity,
+                "ports": [{"port": 80, "protocol": "UDP", "targetPort": 8081}],
+            },
+        })
+    };
+    let mut met = Vec::new();
+    for (name, affinity) in [("udp-sticky", "ClientIP"), ("udp-free", "None")] {
+        scene.kubectl.apply(&object(name, affinity).to_string())?;
+        let address: Ipv4Addr = scene
+            .field(&format!("service/{name}"), "{.spec.clusterIP}")?
+            .parse()?;
+        let netns = scene.pod(&scene.a)?;
+        // kube-proxy needs a moment for the new Service.
+        wait_for("the Service to answer", || Ok(hostname(&netns, address).ok()))?;
+        let mut names = std::collections::BTreeSet::new();
+        for _ in 0..CLIENTS {
+            names.insert(hostname(&netns, address)?);
+        }
+        met.push(names);
+    }
+    let [sticky, free] = met.as_slice() else {
+        bail!("two Services were asked");
+    };
+    if sticky.len() != 1 || free.len() < 2 {
+        bail!("with affinity {sticky:?} answered, without {free:?}");
+    }
+    scene.read(&["delete", "service", "udp-sticky", "udp-free"])?;
+    yes(format!(
+        "{CLIENTS} ports: {} with, {} without",
+        sticky.len(),
+        free.len()
+    ))
+}
+
+/// The name of the pod that answers a datagram of a new port.
+fn hostname(netns: &NetNs, address: Ipv4Addr) -> Result<String> {
+    netns.run(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.connect((address, 80))?;
+        socket.send(b"hostname")?;
+        let mut answer = [0; 256];
+        let length = socket.recv(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer[..length]).trim().to_owned())
+    })?
+}
 
 fn node_port(scene: &Scene) -> Outcome {
     if let Some(not_here) = no_proxy(scene) {

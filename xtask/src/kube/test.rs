@@ -1,5 +1,5 @@
 //! The part `kube` of `cargo xtask test`: two clusters of the tree's image in one VNet, with the same pod CIDR, and what
-//! their networks have to do, at the same time.
+//! their networks have to do, at the same time; then procedures of the documentation, each on a cluster of its own.
 
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,16 @@ const NODES: &str = "2";
 /// Nodes of both, without their control planes.
 const ALL_NODES: &str = "5";
 
+/// Procedures, with the letter of their clusters' names and the flags that make these.
+const REHEARSALS: [(&str, char, &[&str]); 2] = [
+    (
+        "migration",
+        'm',
+        &["--nodes=3", "--cni=bridge", "--ipam=node", "--no-dns"],
+    ),
+    ("uninstall", 'u', &["--nodes=2", "--cni=none", "--no-dns"]),
+];
+
 /// Where `weft-kubetest` keeps what it knows of clusters.
 const CLUSTERS: &str = "/run/weft/kube";
 
@@ -26,6 +36,9 @@ const CLUSTERS: &str = "/run/weft/kube";
 pub(crate) struct Test {
     /// Names of the selected checks.
     checks: Vec<String>,
+    /// Places in [`REHEARSALS`] of those selected, and how many steps they have in all.
+    rehearsals: Vec<usize>,
+    steps: usize,
     filter: Option<String>,
     /// Names of the clusters, the first that of the VNet, too. They hold this process's number, so that two runs on a
     /// machine don't meet.
@@ -40,7 +53,18 @@ impl Test {
     pub(crate) fn select(filter: Option<&str>) -> Result<Self> {
         let names = exec::read(kubetest().args(["check", "--list"]))?;
         let selected = |name: &&str| filter.is_none_or(|text| name.contains(text));
+        let (mut rehearsals, mut steps) = (Vec::new(), 0);
+        for (place, (name, ..)) in REHEARSALS.iter().enumerate() {
+            let names = exec::read(kubetest().args(["rehearse", name, "--list"]))?;
+            // Each step needs those before it.
+            if names.lines().any(|name| selected(&name)) {
+                rehearsals.push(place);
+                steps += names.lines().count();
+            }
+        }
         Ok(Self {
+            rehearsals,
+            steps,
             checks: names.lines().filter(selected).map(str::to_owned).collect(),
             filter: filter.map(str::to_owned),
             clusters: ["a", "b"].map(|which| format!("test{}{which}", std::process::id())),
@@ -48,9 +72,9 @@ impl Test {
         })
     }
 
-    /// How many checks are selected.
+    /// How many checks and steps are selected.
     pub(crate) fn count(&self) -> usize {
-        self.checks.len()
+        self.checks.len() + self.steps
     }
 
     /// Builds what clusters are made of, where that is not done yet; a reason if that or a cluster is impossible here.
@@ -73,19 +97,34 @@ impl Test {
 
     /// Makes the clusters, runs the checks, keeps the logs where one failed, and removes all whatever happened.
     pub(crate) fn run(&self) -> Result<Tally> {
-        if self.checks.is_empty() {
+        if self.count() == 0 {
             return Ok(Tally::default());
         }
         // Unoptimised: its crates are compiled already for the tests before, and no check measures speed.
         let archive = image::pack(&image::Args::debug())?;
         remove_abandoned()?;
         let interrupt = Interrupt::install()?;
-        let outcome = self.on_clusters(&interrupt, &archive);
+        let mut tally = Tally::default();
+        if !self.checks.is_empty() {
+            tally.add(self.cleaned_up(&self.clusters, || self.on_clusters(&interrupt, &archive))?);
+        }
+        for place in &self.rehearsals {
+            let (name, letter, flags) = REHEARSALS[*place];
+            let cluster = format!("test{}{letter}", std::process::id());
+            let rehearsed = || rehearse(&interrupt, name, &cluster, flags, &archive);
+            tally.add(self.cleaned_up(std::slice::from_ref(&cluster), rehearsed)?);
+        }
+        Ok(tally)
+    }
+
+    /// Keeps the logs of clusters where something failed on them, and removes them whatever happened.
+    fn cleaned_up(&self, clusters: &[String], job: impl FnOnce() -> Result<Tally>) -> Result<Tally> {
+        let outcome = job();
         if !outcome.as_ref().is_ok_and(|tally| tally.failed == 0) {
-            self.keep_logs();
+            self.keep_logs(clusters);
         }
         // Not by the interrupt's hand: this has to be done after one, too.
-        exec::run(kubetest().arg("down").args(&self.clusters))?;
+        exec::run(kubetest().arg("down").args(clusters))?;
         outcome
     }
 
@@ -126,25 +165,14 @@ impl Test {
             .arg(&report)
             .args(flags)
             .args(self.filter.iter().flat_map(|text| ["--test", text]));
-        let passed = interrupt.run(&mut check)?.success();
-        let Ok(text) = std::fs::read_to_string(&report) else {
-            return Ok(Tally {
-                failed: 1,
-                ..Tally::default()
-            });
-        };
-        std::fs::remove_file(&report).with_context(|| format!("remove {}", report.display()))?;
-        let mut tally = tally(&text)?;
-        tally.failed = tally.failed.max(usize::from(!passed));
-        Ok(tally)
+        reported(interrupt, &mut check, &report)
     }
 
     /// The logs go with the cluster; what a failure is understood by stays.
-    fn keep_logs(&self) {
-        for cluster in &self.clusters {
-            let dir = self
-                .logs
-                .join(cluster.trim_start_matches(|c: char| c != 'a' && c != 'b'));
+    fn keep_logs(&self, clusters: &[String]) {
+        for cluster in clusters {
+            // Under the letter at the end, over those of the run before.
+            let dir = self.logs.join(&cluster[cluster.len() - 1..]);
             let mut logs = kubetest();
             logs.args(["logs", cluster, "--output"]).arg(&dir);
             match exec::run(&mut logs) {
@@ -155,13 +183,58 @@ impl Test {
     }
 }
 
+/// Makes a cluster and walks through a procedure on it.
+fn rehearse(
+    interrupt: &Interrupt,
+    name: &str,
+    cluster: &str,
+    flags: &[&str],
+    archive: &Path,
+) -> Result<Tally> {
+    let mut up = kubetest();
+    up.args(["up", cluster, "--vnet", cluster, "--keep"])
+        .args(flags)
+        .arg("--weft-image")
+        .arg(archive);
+    if !interrupt.run(&mut up)?.success() {
+        return Ok(Tally {
+            failed: 1,
+            ..Tally::default()
+        });
+    }
+    let report = exec::target_dir().join(format!("kube-rehearsal-{cluster}.json"));
+    let mut walk = kubetest();
+    walk.args(["rehearse", name, cluster, "--report"])
+        .arg(&report)
+        .arg("--weft")
+        .arg(exec::target_dir().join("dist/debug/weft"))
+        .arg("--weft-manifests")
+        .arg(crate::root().join("deploy"));
+    reported(interrupt, &mut walk, &report)
+}
+
+/// Runs a command that writes a report, and counts what is in it.
+fn reported(interrupt: &Interrupt, command: &mut std::process::Command, report: &Path) -> Result<Tally> {
+    let passed = interrupt.run(command)?.success();
+    let Ok(text) = std::fs::read_to_string(report) else {
+        return Ok(Tally {
+            failed: 1,
+            ..Tally::default()
+        });
+    };
+    std::fs::remove_file(report).with_context(|| format!("remove {}", report.display()))?;
+    let mut tally = tally(&text)?;
+    tally.failed = tally.failed.max(usize::from(!passed));
+    Ok(tally)
+}
+
 /// Removes clusters of runs that were killed.
 fn remove_abandoned() -> Result<()> {
     for entry in std::fs::read_dir(CLUSTERS).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let run = name
             .strip_prefix("test")
-            .and_then(|rest| rest.strip_suffix(['a', 'b']))
+            .and_then(|rest| rest.strip_suffix(['a', 'b', 'm', 'u']))
             .and_then(|digits| digits.parse::<u32>().ok());
         if run.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             exec::run(kubetest().args(["down", &name]))?;
