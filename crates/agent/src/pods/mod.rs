@@ -135,17 +135,46 @@ impl<K: PodKernel> Pods<K> {
     pub fn repair(&self, mtu: u32) -> Result<usize, UserError> {
         let _alone = self.exclusive.write().unwrap_or_else(PoisonError::into_inner);
         let wrong = |message| UserError::new(codes::RECONCILE, message, "see the agent's log");
-        let attachments = self.attachments().map_err(|failure| {
+        let unreadable = |failure: Failure| {
             wrong(format!(
                 "cannot compare the pods' interfaces with the ledger: {}",
                 failure.msg
             ))
-        })?;
+        };
+        self.finish_releases().map_err(unreadable)?;
+        let attachments = self.attachments().map_err(unreadable)?;
         self.kernel.repair(&attachments, mtu).map_err(|error| {
             wrong(format!(
                 "cannot put the interface of a running pod right: {error}"
             ))
         })
+    }
+
+    /// Removes interfaces whose addresses the ledger has released. Opening the ledger undoes what never became active;
+    /// an agent that died right behind that, or could not take it out of the kernel, leaves them.
+    fn finish_releases(&self) -> Result<(), Failure> {
+        let attached = self
+            .kernel
+            .attached()
+            .map_err(|error| self.wiring_failure(&error))?;
+        let entries = self.ledger.list().map_err(|error| self.ledger_failure(error))?;
+        let owners = entries.iter().filter_map(|(_, entry)| entry.owner());
+        let owners: BTreeSet<_> = owners.map(|owner| &owner.key).collect();
+        for key in attached.into_iter().filter(|key| !owners.contains(key)) {
+            // An interface the ledger never knew is a running pod's whose ledger was lost.
+            let Some(address) = entries.iter().find_map(|(address, entry)| match entry {
+                Entry::Released(released) => (released.last.as_ref()?.key == key).then_some(*address),
+                _ => None,
+            }) else {
+                continue;
+            };
+            let attachment = Attachment { key, address };
+            tracing::warn!(%attachment, "removing an interface whose address was given back");
+            if let Err(error) = self.kernel.detach(&attachment) {
+                tracing::error!(%attachment, %error, "cannot remove an interface whose address was given back");
+            }
+        }
+        Ok(())
     }
 
     /// Has a packet go to a pod's interface and back.
@@ -569,5 +598,7 @@ impl Caller<'_> {
     }
 }
 
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod tests;

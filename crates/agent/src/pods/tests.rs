@@ -184,7 +184,7 @@ fn add(id: &str) -> Command {
     })
 }
 
-fn code_and_words(reply: Reply) -> (u32, String) {
+pub(super) fn code_and_words(reply: Reply) -> (u32, String) {
     match reply {
         Reply::Failed(failure) => (failure.code, failure.msg),
         other => panic!("{other:?} is no failure"),
@@ -508,4 +508,23 @@ fn gc_of_one_network_leaves_the_pods_of_another_alone() {
     assert_eq!(bed.used(), 1);
     assert_eq!(gc("weft"), Reply::Done);
     assert_eq!(bed.used(), 0);
+}
+
+#[test]
+fn an_interface_whose_address_was_given_back_goes_with_the_next_pass() {
+    let bed = Bed::new("10.244.0.0/30");
+    let address = bed.address("a");
+    // As by a start that undid a reservation and ended before it had looked at the kernel.
+    bed.pods.ledger().release(&key("a")).unwrap();
+    let lost = Ipv4Addr::new(10, 244, 9, 9);
+    bed.kernel
+        .0
+        .wired
+        .lock()
+        .unwrap()
+        .insert(key("of-a-lost-ledger"), lost);
+    let kept = ("of-a-lost-ledger/eth0".to_owned(), lost);
+    assert_eq!(bed.kernel.wired(), vec![("a/eth0".into(), address), kept.clone()]);
+    bed.pods.repair(1450).unwrap();
+    assert_eq!(bed.kernel.wired(), vec![kept]);
 }

@@ -1,151 +1,15 @@
 //! The ledger under power cuts, kills, failing disks, damage, and many callers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use redb::StorageBackend;
 
-use super::store::{initialise, open_backend};
+use super::disk::Disk;
+use super::store::open_backend;
 use super::tests::{TestClock, block, key};
 use super::*;
-
-/// What reached the disk, in order.
-#[derive(Clone, Debug)]
-enum Io {
-    Write(u64, Vec<u8>),
-    SetLen(u64),
-    Sync,
-}
-
-/// A disk in memory that remembers every step, so that its power can be cut at
-/// any of them afterwards.
-#[derive(Clone, Debug, Default)]
-struct Disk(Arc<DiskInner>);
-
-#[derive(Debug, Default)]
-struct DiskInner {
-    log: Mutex<Vec<Io>>,
-    contents: Mutex<Vec<u8>>,
-    /// The number of the next sync that fails.
-    failing: Mutex<Option<usize>>,
-    gate: Mutex<bool>,
-    opened: Condvar,
-    syncs: AtomicUsize,
-}
-
-impl Disk {
-    fn with(contents: Vec<u8>) -> Self {
-        let disk = Self::default();
-        *disk.0.contents.lock().unwrap() = contents;
-        disk
-    }
-
-    fn formatted() -> Self {
-        let disk = Self::default();
-        let database = open_backend(Path::new("disk"), disk.clone()).unwrap();
-        initialise(&database).unwrap();
-        drop(database);
-        Self::with(disk.0.contents.lock().unwrap().clone())
-    }
-
-    fn open(&self, clock: &Arc<TestClock>) -> Result<(Ledger, Recovery), LedgerError> {
-        let disk = self.clone();
-        Ledger::open_with(
-            Path::new("disk"),
-            clock.clone(),
-            Box::new(move || open_backend(Path::new("disk"), disk.clone())),
-        )
-    }
-
-    fn steps(&self) -> usize {
-        self.0.log.lock().unwrap().len()
-    }
-
-    /// The disk as it is when power is cut after `steps`: everything up to the
-    /// last sync, and of the sectors written since then those that `kept` says.
-    fn cut(&self, before: &[u8], steps: usize, mut kept: impl FnMut() -> bool) -> Self {
-        const SECTOR: usize = 512;
-        let log = self.0.log.lock().unwrap();
-        let synced = log[..steps]
-            .iter()
-            .rposition(|io| matches!(io, Io::Sync))
-            .map_or(0, |at| at + 1);
-        let mut contents = before.to_vec();
-        for (at, io) in log[..steps].iter().enumerate() {
-            match io {
-                Io::SetLen(len) if at < synced || kept() => {
-                    contents.resize(usize::try_from(*len).unwrap(), 0);
-                }
-                Io::Write(offset, data) => {
-                    let offset = usize::try_from(*offset).unwrap();
-                    for (index, sector) in data.chunks(SECTOR).enumerate() {
-                        let start = offset + index * SECTOR;
-                        let end = start + sector.len();
-                        if at < synced || kept() {
-                            // A file system may have kept the data but not the length.
-                            if contents.len() < end {
-                                contents.resize(end, 0);
-                            }
-                            contents[start..end].copy_from_slice(sector);
-                        }
-                    }
-                }
-                Io::SetLen(_) | Io::Sync => {}
-            }
-        }
-        Self::with(contents)
-    }
-}
-
-impl StorageBackend for Disk {
-    fn len(&self) -> Result<u64, io::Error> {
-        Ok(self.0.contents.lock().unwrap().len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
-        let contents = self.0.contents.lock().unwrap();
-        let start = usize::try_from(offset).unwrap();
-        let from = contents
-            .get(start..start + out.len())
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(from);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> Result<(), io::Error> {
-        self.0.log.lock().unwrap().push(Io::SetLen(len));
-        let mut contents = self.0.contents.lock().unwrap();
-        contents.resize(usize::try_from(len).unwrap(), 0);
-        Ok(())
-    }
-
-    fn sync_data(&self) -> Result<(), io::Error> {
-        let mut gate = self.0.gate.lock().unwrap();
-        while *gate {
-            gate = self.0.opened.wait(gate).unwrap();
-        }
-        let count = self.0.syncs.fetch_add(1, Ordering::SeqCst);
-        let mut failing = self.0.failing.lock().unwrap();
-        if failing.is_some_and(|failing| failing <= count) {
-            *failing = None;
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        self.0.log.lock().unwrap().push(Io::Sync);
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        let mut contents = self.0.contents.lock().unwrap();
-        let start = usize::try_from(offset).unwrap();
-        contents[start..start + data.len()].copy_from_slice(data);
-        self.0.log.lock().unwrap().push(Io::Write(offset, data.to_vec()));
-        Ok(())
-    }
-}
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -303,7 +167,7 @@ fn step(disk: &Disk, clock: &Arc<TestClock>, ledger: &mut Option<Ledger>, model:
         }
         Op::Restart => {
             drop(ledger.take());
-            let (opened, recovery) = disk.open(clock).unwrap();
+            let (opened, recovery) = Ledger::open_on(disk, clock.clone()).unwrap();
             let undone: BTreeSet<usize> = recovery.undone.iter().map(|old| number_of(&old.key)).collect();
             assert_eq!(undone, model.undone());
             for number in undone {
@@ -337,9 +201,9 @@ proptest! {
         cuts in vec((any::<proptest::sample::Index>(), any::<u64>()), 6),
     ) {
         let disk = Disk::formatted();
-        let before = disk.0.contents.lock().unwrap().clone();
+        let before = disk.contents();
         let clock = TestClock::new("boot-1");
-        let mut ledger = Some(disk.open(&clock).unwrap().0);
+        let mut ledger = Some(Ledger::open_on(&disk, clock.clone()).unwrap().0);
         let mut model = Model::default();
         // What was known once each operation was answered, by the disk's step.
         let mut answered = vec![(disk.steps(), model.clone())];
@@ -358,7 +222,7 @@ proptest! {
                 bits ^= bits << 17;
                 bits & 1 == 0
             });
-            let (ledger, recovery) = cut.open(&clock).unwrap();
+            let (ledger, recovery) = Ledger::open_on(&cut, clock.clone()).unwrap();
             let known = owners(&ledger);
             let undone: BTreeSet<usize> =
                 recovery.undone.iter().map(|old| number_of(&old.key)).collect();
@@ -382,7 +246,7 @@ proptest! {
     ) {
         let disk = Disk::formatted();
         let clock = TestClock::new("boot-1");
-        let (ledger, _) = disk.open(&clock).unwrap();
+        let (ledger, _) = Ledger::open_on(&disk, clock.clone()).unwrap();
         ledger.set_blocks(vec![block("10.244.0.0/26")], vec![]).unwrap();
         for number in 0..40 {
             ledger.reserve(key(number), Details::default()).unwrap();
@@ -390,7 +254,7 @@ proptest! {
         }
         let intact = owners(&ledger);
         drop(ledger);
-        let mut contents = disk.0.contents.lock().unwrap().clone();
+        let mut contents = disk.contents();
         for (at, bits) in damage {
             let at = at.index(contents.len());
             contents[at] ^= bits;
@@ -399,7 +263,7 @@ proptest! {
             contents.truncate(at.index(contents.len()));
         }
         if !contents.is_empty() {
-            match Disk::with(contents).open(&clock) {
+            match Ledger::open_on(&Disk::with(contents), clock.clone()) {
                 Ok((ledger, _)) => prop_assert_eq!(owners(&ledger), intact),
                 Err(error) => prop_assert!(
                     matches!(error, LedgerError::Damaged { .. } | LedgerError::Io { .. } | LedgerError::Version { .. }),
@@ -414,12 +278,12 @@ proptest! {
 fn a_disk_that_fails_costs_the_step_and_not_the_ledger() {
     let disk = Disk::formatted();
     let clock = TestClock::new("boot-1");
-    let (ledger, _) = disk.open(&clock).unwrap();
+    let (ledger, _) = Ledger::open_on(&disk, clock.clone()).unwrap();
     ledger.set_blocks(vec![block("10.244.0.0/29")], vec![]).unwrap();
     ledger.reserve(key(0), Details::default()).unwrap();
     ledger.activate(&key(0)).unwrap();
 
-    *disk.0.failing.lock().unwrap() = Some(0);
+    disk.fail_next_sync();
     let error = ledger.reserve(key(1), Details::default()).unwrap_err();
     assert!(matches!(error, LedgerError::Write { .. }), "{error:?}");
     assert_eq!(ledger.get(&key(1)).unwrap(), None);
@@ -430,11 +294,11 @@ fn a_disk_that_fails_costs_the_step_and_not_the_ledger() {
 
     let address = ledger.reserve(key(1), Details::default()).unwrap();
     ledger.activate(&key(1)).unwrap();
-    *disk.0.failing.lock().unwrap() = Some(0);
+    disk.fail_next_sync();
     ledger.release(&key(1)).unwrap_err();
     ledger.release(&key(1)).unwrap();
     drop(ledger);
-    let (ledger, recovery) = disk.open(&clock).unwrap();
+    let (ledger, recovery) = Ledger::open_on(&disk, clock.clone()).unwrap();
     assert_eq!(recovery, Recovery::default());
     let others: Vec<Ipv4Addr> = (2..7)
         .map(|number| ledger.reserve(key(number), Details::default()).unwrap())
@@ -447,10 +311,10 @@ fn callers_that_wait_share_a_commit() {
     const CALLERS: usize = 250;
     let disk = Disk::formatted();
     let clock = TestClock::new("boot-1");
-    let (ledger, _) = disk.open(&clock).unwrap();
+    let (ledger, _) = Ledger::open_on(&disk, clock.clone()).unwrap();
     ledger.set_blocks(vec![block("10.244.0.0/24")], vec![]).unwrap();
-    let before = disk.0.syncs.load(Ordering::SeqCst);
-    *disk.0.gate.lock().unwrap() = true;
+    let before = disk.syncs();
+    disk.hold_syncs(true);
     let calling = AtomicUsize::new(0);
     let addresses: BTreeSet<Ipv4Addr> = std::thread::scope(|scope| {
         let callers: Vec<_> = (0..CALLERS)
@@ -465,12 +329,11 @@ fn callers_that_wait_share_a_commit() {
         while calling.load(Ordering::SeqCst) < CALLERS {
             std::thread::yield_now();
         }
-        *disk.0.gate.lock().unwrap() = false;
-        disk.0.opened.notify_all();
+        disk.hold_syncs(false);
         callers.into_iter().map(|caller| caller.join().unwrap()).collect()
     });
     assert_eq!(addresses.len(), CALLERS);
-    let syncs = disk.0.syncs.load(Ordering::SeqCst) - before;
+    let syncs = disk.syncs() - before;
     assert!(syncs < CALLERS / 5, "{syncs} syncs for {CALLERS} callers");
 }
 
@@ -495,13 +358,13 @@ fn tamper(disk: &Disk, format: u32, rows: &[(Ipv4Addr, &[u8])]) {
 fn a_record_that_can_not_be_read_costs_its_address_and_no_other() {
     let disk = Disk::formatted();
     let clock = TestClock::new("boot-1");
-    let (ledger, _) = disk.open(&clock).unwrap();
+    let (ledger, _) = Ledger::open_on(&disk, clock.clone()).unwrap();
     ledger.set_blocks(vec![block("10.244.0.0/30")], vec![]).unwrap();
     ledger.reserve(key(0), Details::default()).unwrap();
     ledger.activate(&key(0)).unwrap();
     drop(ledger);
     tamper(&disk, 1, &[(Ipv4Addr::new(10, 244, 0, 1), b"{\"state\":\"act")]);
-    let (ledger, recovery) = disk.open(&clock).unwrap();
+    let (ledger, recovery) = Ledger::open_on(&disk, clock.clone()).unwrap();
     let [(address, quarantined)] = recovery.quarantined.as_slice() else {
         panic!("{recovery:?}");
     };
@@ -517,7 +380,7 @@ fn a_record_that_can_not_be_read_costs_its_address_and_no_other() {
 fn an_attachment_with_two_addresses_has_both_quarantined_and_the_rest_is_served() {
     let disk = Disk::formatted();
     let clock = TestClock::new("boot-1");
-    let (ledger, _) = disk.open(&clock).unwrap();
+    let (ledger, _) = Ledger::open_on(&disk, clock.clone()).unwrap();
     ledger.set_blocks(vec![block("10.244.0.0/30")], vec![]).unwrap();
     ledger.reserve(key(0), Details::default()).unwrap();
     ledger.activate(&key(0)).unwrap();
@@ -526,7 +389,7 @@ fn an_attachment_with_two_addresses_has_both_quarantined_and_the_rest_is_served(
     let row = serde_json::to_vec(&entry).unwrap();
     tamper(&disk, 1, &[(Ipv4Addr::new(10, 244, 0, 3), &row)]);
     for _ in 0..2 {
-        let (ledger, recovery) = disk.open(&clock).unwrap();
+        let (ledger, recovery) = Ledger::open_on(&disk, clock.clone()).unwrap();
         let quarantined: Vec<_> = recovery
             .quarantined
             .iter()
@@ -545,7 +408,9 @@ fn an_attachment_with_two_addresses_has_both_quarantined_and_the_rest_is_served(
 fn a_ledger_of_a_later_version_is_refused() {
     let disk = Disk::formatted();
     tamper(&disk, 2, &[]);
-    let error = disk.open(&TestClock::new("boot-1")).map(|_| ()).unwrap_err();
+    let error = Ledger::open_on(&disk, TestClock::new("boot-1"))
+        .map(|_| ())
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "ledger disk has format 2, this version reads up to 1"

@@ -13,6 +13,8 @@
 //! was released first comes first; never sooner than [`COOLING`] after its
 //! release.
 
+#[cfg(any(test, feature = "disk"))]
+pub mod disk;
 mod error;
 mod record;
 mod state;
@@ -113,6 +115,20 @@ impl Ledger {
     pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<(Self, Recovery), LedgerError> {
         let file = path.to_owned();
         Self::open_with(path, clock, Box::new(move || open_file(&file)))
+    }
+
+    /// Opens the ledger on a disk in memory.
+    ///
+    /// # Errors
+    /// As for [`Ledger::open`].
+    #[cfg(any(test, feature = "disk"))]
+    pub fn open_on(disk: &disk::Disk, clock: Arc<dyn Clock>) -> Result<(Self, Recovery), LedgerError> {
+        let (path, disk) = (Path::new("disk"), disk.clone());
+        Self::open_with(
+            path,
+            clock,
+            Box::new(move || store::open_backend(path, disk.clone())),
+        )
     }
 
     fn open_with(path: &Path, clock: Arc<dyn Clock>, open: Open) -> Result<(Self, Recovery), LedgerError> {

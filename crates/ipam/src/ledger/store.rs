@@ -158,7 +158,7 @@ pub(super) fn initialise(database: &Database) -> Result<(), redb::Error> {
     Ok(())
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "disk"))]
 pub(super) fn open_backend(path: &Path, backend: impl redb::StorageBackend) -> Result<Database, LedgerError> {
     builder()
         .create_with_backend(backend)
