@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -13,12 +14,16 @@ use crate::server::ApiServer;
 use crate::services::Pools;
 use crate::store::Store;
 
+/// Judges an object of a custom type beyond its schema: from kind and object to the field and what is wrong with it.
+pub type Admission = fn(kind: &str, object: &Value) -> Option<(String, String)>;
+
 /// Settings of an [`ApiServer`].
 #[derive(Clone, Debug)]
 pub struct Builder {
     service_cidr: (Ipv4Addr, u8),
     watch_window: usize,
     bookmark_interval: Duration,
+    admission: Option<Admission>,
 }
 
 /// Why a server can't be built.
@@ -43,6 +48,7 @@ pub(crate) struct Core {
     pub(crate) registry: Registry,
     pub(crate) faults: Faults,
     pub(crate) bookmark_interval: Duration,
+    pub(crate) admission: Option<Admission>,
     pub(crate) pools: Pools,
     pub(crate) tasks: TaskTracker,
     pub(crate) closing: CancellationToken,
@@ -56,6 +62,7 @@ impl Default for Builder {
             service_cidr: (Ipv4Addr::new(10, 0, 0, 0), 16),
             watch_window: 4096,
             bookmark_interval: Duration::from_secs(30),
+            admission: None,
         }
     }
 }
@@ -96,6 +103,12 @@ impl Builder {
         self
     }
 
+    /// Who judges objects of custom types after their schema, where a real server evaluates CEL rules.
+    pub fn admission(mut self, admission: Admission) -> Self {
+        self.admission = Some(admission);
+        self
+    }
+
     /// Starts the server: the default namespaces exist, nothing listens yet.
     ///
     /// # Errors
@@ -109,6 +122,7 @@ impl Builder {
             registry: Registry::new(),
             faults: Faults::new(),
             bookmark_interval: self.bookmark_interval,
+            admission: self.admission,
             pools: Pools::new(self.service_cidr),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),

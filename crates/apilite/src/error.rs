@@ -321,6 +321,11 @@ impl FieldError {
         Self::new(FieldErrorKind::Invalid, field, Some(printed(value)), detail)
     }
 
+    /// As a CEL rule's own message is printed: without the value.
+    pub(crate) fn refused(field: &str, detail: impl Into<String>) -> Self {
+        Self::new(FieldErrorKind::Invalid, field, None, detail)
+    }
+
     pub(crate) fn type_invalid(field: &str, value: &Value, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorKind::TypeInvalid, field, Some(printed(value)), detail)
     }

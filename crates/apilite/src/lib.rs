@@ -46,6 +46,6 @@ mod validation;
 mod watch;
 mod write;
 
-pub use crate::core::{BuildError, Builder};
+pub use crate::core::{Admission, BuildError, Builder};
 pub use crate::faults::Faults;
 pub use crate::server::{ApiServer, Body};

@@ -1,7 +1,7 @@
 //! Structural schemas of custom resources: pruning, defaulting, validation.
 //!
 //! Messages follow k8s.io/apiextensions-apiserver, which validates with kube-openapi. CEL rules
-//! (`x-kubernetes-validations`) are not evaluated.
+//! (`x-kubernetes-validations`) are not evaluated: see `Builder::admission`.
 
 use serde_json::{Map, Value};
 

@@ -125,6 +125,15 @@ impl Written {
 // === impl Core ===
 
 impl Core {
+    /// What speaks against an object of a custom type beside its schema.
+    fn judge(&self, resource: &Resource, object: &Value) -> Option<FieldError> {
+        let admission = self
+            .admission
+            .filter(|_| matches!(resource.origin, Origin::Custom(_)))?;
+        let (field, said) = admission(&resource.kind, object)?;
+        Some(FieldError::refused(&field, said))
+    }
+
     pub(crate) fn create(
         &self,
         target: &Target,
@@ -174,7 +183,8 @@ impl Core {
             let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let mut candidate = object.clone();
             let lease = self.allocate(resource, &mut candidate, None)?;
-            let problems = strategy::validate_create(resource, &candidate);
+            let mut problems = strategy::validate_create(resource, &candidate);
+            problems.extend(self.judge(resource, &candidate));
             if !problems.is_empty() {
                 return Err(ApiError::invalid(
                     &resource.group,
@@ -377,7 +387,8 @@ impl Core {
             strategy::default(resource, &mut new);
             strategy::prepare_update(resource, endpoint, &mut new, &old);
             let lease = self.allocate(resource, &mut new, Some(&old))?;
-            let problems = strategy::validate_update(resource, endpoint, &new, &old);
+            let mut problems = strategy::validate_update(resource, endpoint, &new, &old);
+            problems.extend(self.judge(resource, &new));
             if !problems.is_empty() {
                 return Err(ApiError::invalid(
                     &resource.group,

@@ -1,5 +1,6 @@
 //! The process behind a lab cluster: it serves the API, plays the machines, and keeps operator and agents running.
 
+mod admission;
 mod nodes;
 mod progress;
 
@@ -112,6 +113,7 @@ impl Daemon {
         let (nodes, watch_nodes) = watch::channel(Vec::new());
         let (scale, requests) = mpsc::channel(16);
         let api = ApiServer::builder()
+            .admission(admission::judge)
             .service_cidr(&state.config.service_cidr.to_string())
             .and_then(weft_apilite::Builder::start)
             .map_err(|error| unusable("start the API of", dir.path(), &error))?;
