@@ -2,19 +2,25 @@
 //! kernel, and from time to time in any case.
 
 use crate::configuration::{self, Configuration};
-use crate::node::{NodeNet, OVERLAY, Readiness};
+use crate::node::{NodeNet, OVERLAY, Readiness, lock};
 use crate::pods::Pods;
-use crate::probe::Probe;
+use crate::probe::{self, Probe};
 use crate::saved::Saved;
 use crate::watch::View;
-use crate::wiring::PodKernel;
-use std::sync::Arc;
+use crate::wiring::{HOST_PREFIX, PodKernel, pod_mac};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use weft_kernel::bpf::{Datapath, Fingerprint, Print};
 use weft_kernel::nft::NftMonitor;
-use weft_kernel::rtnl::{Change, MAIN_TABLE, Monitor, RTPROT_WEFT, Rtnl};
+use weft_kernel::rtnl::{Change, Link, MAIN_TABLE, Monitor, RTPROT_WEFT, Rtnl};
+use weft_kernel::sysctl::{self, Key};
+use weft_model::audit::{Checked, Finding, FindingKind, NodeAudit, Remedy};
+use weft_model::{UserError, codes};
 
 /// A pass without an occasion, for what no event told.
 const FULL_PASS: Duration = Duration::from_secs(30);
@@ -22,9 +28,13 @@ const FULL_PASS: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// A tool that changes one thing mostly changes more.
 const SETTLE: Duration = Duration::from_millis(100);
+/// ADD and DEL change a pod's interface several times, and are done by then.
+const SETTLE_POD: Duration = Duration::from_millis(300);
+/// How often the maps are looked at for changes that no event tells of.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Why the keeper looks at the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wake {
     /// The wish changed.
     Wish,
@@ -32,8 +42,14 @@ pub enum Wake {
     Rules,
     /// A route changed that is not Weft's.
     Routes,
+    /// The pod's interface of this name changed, or is gone. Every ADD and DEL does that too.
+    Pod(String),
+    /// A map changed, and both this agent and somebody else may have done it.
+    Maps,
     /// Something else changed.
     Kernel,
+    /// Somebody asked for an audit.
+    Audit,
     /// The agent ends.
     Stop,
 }
@@ -87,23 +103,79 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
             Err(RecvTimeoutError::Timeout) => vec![Wake::Kernel],
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        if matches!(occasions[..], [Wake::Kernel | Wake::Routes]) {
-            thread::sleep(SETTLE);
-        }
-        occasions.extend(wakes.try_iter());
+        let settle = match occasions[..] {
+            [Wake::Kernel | Wake::Routes] => SETTLE,
+            [Wake::Pod(_)] => SETTLE_POD,
+            _ => Duration::ZERO,
+        };
+        gather(&mut occasions, wakes, settle);
         if occasions.contains(&Wake::Stop) {
             saved.flush();
             return;
         }
+        if occasions.contains(&Wake::Audit) {
+            let mut clean = true;
+            pods.desk().answer(|| {
+                let audit = audit(&mut net, &pods, &view.borrow(), &probe);
+                clean = audit.as_ref().is_ok_and(|audit| audit.findings.is_empty());
+                audit
+            });
+            occasions.retain(|wake| *wake != Wake::Audit);
+            // What an audit finds is put right now, whether or not an event told of it.
+            if clean && occasions.is_empty() && Instant::now() < full_at {
+                continue;
+            }
+        }
         // However many small things happen, everything is looked at when it is time.
-        let only = |kind| Instant::now() < full_at && occasions.iter().all(|wake| *wake == kind);
-        if only(Wake::Rules) && net.is_settled() {
+        let early = Instant::now() < full_at;
+        let only = |wanted: fn(&Wake) -> bool| early && occasions.iter().all(wanted);
+        if only(|wake| matches!(wake, Wake::Pod(_)))
+            && let Readiness::Ready { mtu } = *readiness.borrow()
+        {
+            let names: BTreeSet<&str> = occasions
+                .iter()
+                .filter_map(|wake| match wake {
+                    Wake::Pod(name) => Some(name.as_str()),
+                    _ => None,
+                })
+                .collect();
+            let repaired = pods
+                .differ(&names, mtu, |name| net.link(name))
+                .and_then(|differ| if differ { pods.repair(mtu) } else { Ok(Vec::new()) });
+            match repaired {
+                Ok(findings) => {
+                    net.repaired(findings);
+                    continue;
+                }
+                Err(error) => tracing::error!(%error, "cannot put a pod's interface right by itself"),
+            }
+        }
+        if only(|wake| *wake == Wake::Maps)
+            && net.is_settled()
+            && let Readiness::Ready { mtu } = *readiness.borrow()
+        {
+            let desired = view.borrow().desired.clone();
+            let repaired = desired
+                .map_or(Ok(()), |desired| net.repair_maps(&desired))
+                .and_then(|()| pods.repair_maps(mtu));
+            match repaired {
+                Ok(findings) => {
+                    net.repaired(findings);
+                    continue;
+                }
+                Err(error) => tracing::error!(%error, "cannot put the maps right by themselves"),
+            }
+        }
+        if only(|wake| *wake == Wake::Rules) && net.is_settled() {
             let desired = view.borrow().desired.clone();
             if desired.is_some_and(|desired| net.restore_rules(&desired).is_ok()) {
                 continue;
             }
         }
-        if only(Wake::Wish) && failures == 0 && matches!(*readiness.borrow(), Readiness::Ready { .. }) {
+        if only(|wake| *wake == Wake::Wish)
+            && failures == 0
+            && matches!(*readiness.borrow(), Readiness::Ready { .. })
+        {
             let desired = view.borrow().desired.clone();
             match desired.map(|desired| net.update_peers(&desired).map(|done| done.then_some(desired))) {
                 Some(Ok(Some(desired))) => {
@@ -114,13 +186,18 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
                 Some(Ok(None)) | None => {}
             }
         }
+        let mut overlaps = false;
         if let Some(desired) = &view.borrow().desired {
             match net.overlapping_route(desired) {
-                Ok(overlap) => publish(&findings, |findings| findings.overlap = Some(overlap)),
+                Ok(overlap) => {
+                    overlaps = overlap.is_some();
+                    publish(&findings, |findings| findings.overlap = Some(overlap));
+                }
                 Err(error) => tracing::warn!(%error, "cannot read the node's routes"),
             }
         }
-        if only(Wake::Routes) && net.is_settled() {
+        // A route of somebody else's for a pod's address has taken the place of Weft's.
+        if only(|wake| *wake == Wake::Routes) && net.is_settled() && !overlaps {
             continue;
         }
         // A plugin that met a busy agent leaves its DEL for later, too.
@@ -135,7 +212,7 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
         };
         let reconciled = net.reconcile(&desired).and_then(|mtu| {
             pods.set_blocks(&desired.blocks, &desired.retiring, desired.max_pods);
-            net.repaired("pod", pods.repair(mtu)?);
+            net.repaired(pods.repair(mtu)?);
             pods.probe(&probe, desired.address, mtu)?;
             Ok(mtu)
         });
@@ -171,6 +248,19 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
     }
 }
 
+/// Waits for more occasions, and no longer than until one comes that does not wait.
+fn gather(occasions: &mut Vec<Wake>, wakes: &Receiver<Wake>, settle: Duration) {
+    let until = Instant::now() + settle;
+    while let Ok(wake) = wakes.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        let waits = matches!(wake, Wake::Pod(_) | Wake::Kernel | Wake::Routes | Wake::Maps);
+        occasions.push(wake);
+        if !waits {
+            break;
+        }
+    }
+    occasions.extend(wakes.try_iter());
+}
+
 fn publish(findings: &watch::Sender<Findings>, change: impl FnOnce(&mut Findings)) {
     findings.send_if_modified(|current| {
         let before = current.clone();
@@ -179,11 +269,51 @@ fn publish(findings: &watch::Sender<Findings>, change: impl FnOnce(&mut Findings
     });
 }
 
-/// Starts the threads that tell when somebody changes links, routes or rules.
+/// Compares everything with what it should be. Changes nothing but for the probe, which comes and goes.
+fn audit<K: PodKernel>(
+    net: &mut NodeNet,
+    pods: &Pods<K>,
+    view: &View,
+    probe: &Probe,
+) -> Result<NodeAudit, UserError> {
+    let Some(desired) = &view.desired else {
+        return Err(UserError::new(
+            codes::AGENT_NOT_READY,
+            format!("the agent on {} waits for {}", pods.node(), view.waiting_for),
+            "weft status",
+        ));
+    };
+    let (mtu, mut findings) = net.audit(desired)?;
+    findings.extend(pods.audit(mtu)?);
+    if let Err(error) = pods.probe(probe, desired.address, mtu) {
+        findings.push(Finding {
+            kind: FindingKind::Packets,
+            what: error.message().to_owned(),
+            owner: "node".into(),
+            remedy: Remedy::Person(format!("weft explain {}", error.code())),
+        });
+    }
+    Ok(NodeAudit {
+        node: pods.node().to_string(),
+        findings,
+        repaired: net.repairs(),
+        checked: Checked {
+            nodes: desired.nodes.len(),
+            prefixes: desired.prefixes.len(),
+        },
+        held: pods.held()?,
+    })
+}
+
+/// Starts the threads that tell when somebody changes links, routes, rules or maps.
 ///
 /// # Errors
 /// The kernel gives no subscription, or no thread can be started.
-pub fn watch_kernel(waker: &Sender<Wake>) -> anyhow::Result<()> {
+pub fn watch_kernel(
+    waker: &Sender<Wake>,
+    datapath: &Arc<Mutex<Datapath>>,
+    maps: Fingerprint,
+) -> anyhow::Result<()> {
     let mut links = Monitor::open()?;
     let mut rtnl = Rtnl::open()?;
     let events = waker.clone();
@@ -191,14 +321,13 @@ pub fn watch_kernel(waker: &Sender<Wake>) -> anyhow::Result<()> {
         loop {
             match links.wait() {
                 Ok(changes) => {
-                    let wake = if changes.iter().any(|change| concerns(change, &mut rtnl)) {
-                        Wake::Kernel
-                    } else if changes.iter().any(is_foreign_route) {
-                        Wake::Routes
-                    } else {
-                        continue;
-                    };
-                    if events.send(wake).is_err() {
+                    let mut wakes: Vec<Wake> = Vec::new();
+                    for wake in changes.iter().filter_map(|change| occasion(change, &mut rtnl)) {
+                        if !wakes.contains(&wake) {
+                            wakes.push(wake);
+                        }
+                    }
+                    if wakes.into_iter().any(|wake| events.send(wake).is_err()) {
                         return;
                     }
                 }
@@ -209,6 +338,10 @@ pub fn watch_kernel(waker: &Sender<Wake>) -> anyhow::Result<()> {
             }
         }
     })?;
+    let (events, datapath) = (waker.clone(), Arc::clone(datapath));
+    thread::Builder::new()
+        .name("watch-maps".into())
+        .spawn(move || watch_maps(&events, &datapath, &maps))?;
     let mut rules = NftMonitor::open()?;
     let events = waker.clone();
     thread::Builder::new().name("watch-rules".into()).spawn(move || {
@@ -229,17 +362,87 @@ pub fn watch_kernel(waker: &Sender<Wake>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a change may be one to put right. Pods that come and go are not.
-fn concerns(change: &Change, rtnl: &mut Rtnl) -> bool {
-    match change {
-        Change::Resync | Change::AddressGone(_) => true,
-        // A link that goes takes its neighbours along.
-        Change::NeighbourGone(neighbour) => rtnl.link(neighbour.link).is_ok_and(|link| link.is_some()),
-        Change::Link(link) => link.name == OVERLAY || !link.name.starts_with(crate::wiring::HOST_PREFIX),
+/// Wakes the keeper when maps, links of programs or parameters change.
+fn watch_maps(events: &Sender<Wake>, datapath: &Mutex<Datapath>, maps: &Fingerprint) {
+    let mut last: Option<(u64, Print)> = None;
+    loop {
+        thread::sleep(LOOK);
+        let now = {
+            let datapath = lock(datapath);
+            maps.read().map(|print| (datapath.writes(), print))
+        };
+        let now = match now {
+            Ok(now) => now,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look at the maps");
+                continue;
+            }
+        };
+        let wake = match last.replace(now) {
+            _ if parameters_differ() => Some(Wake::Kernel),
+            Some((_, print)) if print == now.1 => None,
+            // This agent attaches to links that stay at its start only.
+            Some((_, print)) if print.links != now.1.links => Some(Wake::Kernel),
+            Some((writes, _)) if writes == now.0 => Some(Wake::Kernel),
+            Some(_) => Some(Wake::Maps),
+            None => None,
+        };
+        if wake.is_some_and(|wake| events.send(wake).is_err()) {
+            return;
+        }
+    }
+}
+
+/// Whether a parameter of the whole node is not as it has to be. One that can't be read is none that can be set.
+fn parameters_differ() -> bool {
+    let differs = |key: Result<Key, weft_kernel::Error>, wanted| {
+        key.and_then(|key| sysctl::read_current(&key))
+            .is_ok_and(|held| held != wanted)
+    };
+    // Without the device nothing has been set yet.
+    let rp_filter = Key::ipv4_conf(OVERLAY, "rp_filter");
+    rp_filter
+        .as_ref()
+        .is_ok_and(|key| sysctl::read_current(key).is_ok())
+        && (differs(rp_filter, "2") || differs(Key::new("net/ipv4/ip_forward"), "1"))
+}
+
+/// What a change is an occasion for, if for anything.
+fn occasion(change: &Change, rtnl: &mut Rtnl) -> Option<Wake> {
+    let mut pods = |link: u32| {
+        rtnl.link(link)
+            .is_ok_and(|link| link.is_some_and(|link| is_pods(&link)))
+    };
+    let wanted = match change {
+        Change::Resync | Change::AddressGone(_) | Change::Address(_) => true,
+        // A link that goes takes its neighbours and filters along. Other links' neighbours come and go.
+        Change::NeighbourGone(link) => pods(*link),
+        Change::FilterGone(link) => rtnl.link(*link).is_ok_and(|link| link.is_some()),
+        // A pod's neighbour entries are derived from its address.
+        Change::Neighbour(neighbour) => {
+            let derived = match neighbour.ip {
+                IpAddr::V4(address) => Some(pod_mac(address)),
+                IpAddr::V6(_) => None,
+            };
+            derived.is_some_and(|derived| derived != neighbour.mac) && pods(neighbour.link)
+        }
+        Change::Link(link) | Change::LinkGone(link) if is_pods(link) => {
+            return (link.name != probe::interface()).then(|| Wake::Pod(link.name.clone()));
+        }
+        Change::Link(_) => true,
         Change::LinkGone(link) => link.name == OVERLAY,
         Change::RouteGone(route) => route.protocol == RTPROT_WEFT,
-        Change::Address(_) | Change::Route(_) | Change::Neighbour(_) => false,
+        Change::Route(_) => false,
+    };
+    if wanted {
+        Some(Wake::Kernel)
+    } else {
+        is_foreign_route(change).then_some(Wake::Routes)
     }
+}
+
+fn is_pods(link: &Link) -> bool {
+    link.name.starts_with(HOST_PREFIX) && link.name != OVERLAY
 }
 
 fn is_foreign_route(change: &Change) -> bool {

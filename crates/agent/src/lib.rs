@@ -9,6 +9,7 @@
 //! An agent that ends leaves everything in place: running pods keep talking, and the next agent adopts what it finds.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod chain;
 pub mod cleanup;
 mod configuration;
@@ -18,6 +19,7 @@ mod keep;
 mod metrics;
 mod node;
 mod originals;
+mod pass;
 mod peers;
 mod pods;
 mod preflight;
@@ -29,6 +31,7 @@ mod takeover;
 mod watch;
 mod wiring;
 
+use crate::audit::Desk;
 use crate::configuration::Configuration;
 use crate::keep::{Findings, Keeper, Wake};
 use crate::metrics::{Metrics, Totals};
@@ -50,7 +53,7 @@ use tokio::sync::watch as channel;
 use weft_cni::install::{CONF_NAME, Chained, ConfName};
 use weft_cni::intent::Intents;
 use weft_ipam::{Ledger, Recovery, SystemClock};
-use weft_kernel::bpf::{Counters, Datapath, Options};
+use weft_kernel::bpf::{Counters, Datapath, Fingerprint, Options};
 use weft_model::{NodeName, UserError, codes};
 
 /// The socket that the plugin calls, in the run directory.
@@ -156,12 +159,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let wiring = Wiring::new(Arc::clone(&datapath));
     recover(&wiring, &ledger, &recovery);
     let intents = Intents::at(args.intent_dir());
+    let (waker, wakes) = mpsc::channel();
     let pods = Arc::new(Pods::new(
         args.node_name.clone(),
         ledger,
         wiring,
         intents,
         readiness.clone(),
+        Desk::new(waker.clone()),
     ));
     pods.replay_intents()
         .with_context(|| format!("read DEL intents in {}", args.state_dir.display()))?;
@@ -171,14 +176,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         name,
         ended: ended.clone(),
     };
-    let (waker, wakes) = mpsc::channel();
     let settings = Settings {
         uplink: args.uplink.clone(),
         vxlan_port: args.vxlan_port,
         originals: Originals::of(&args.state_dir),
     };
+    keep::watch_kernel(&waker, &datapath, Fingerprint::open(&args.pin_dir)?)?;
     let net = NodeNet::new(settings, datapath, Arc::clone(&metrics))?;
-    keep::watch_kernel(&waker)?;
 
     let socket = args.socket();
     let listener = weft_cni::protocol::bind(&socket).map_err(|error| {

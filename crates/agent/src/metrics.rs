@@ -120,10 +120,8 @@ impl Metrics {
             .set(i64::from(count));
     }
 
-    pub fn repaired(&self, kind: &'static str, count: usize) {
-        self.repairs
-            .get_or_create(&KindLabels { kind })
-            .inc_by(count as u64);
+    pub fn repaired(&self, kind: &'static str) {
+        self.repairs.get_or_create(&KindLabels { kind }).inc();
     }
 
     pub fn peers(&self, count: usize) {

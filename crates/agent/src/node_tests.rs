@@ -5,6 +5,8 @@ use super::*;
 use crate::cleanup::{Cleanup, cleanup};
 use crate::desired::{Desired, Prefix};
 use crate::probe::Probe;
+use std::collections::BTreeSet;
+use weft_kernel::bpf;
 use weft_kernel::nft::Nft;
 use weft_kernel::sysctl::read_current;
 use weft_kernel::target::Target;

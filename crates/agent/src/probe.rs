@@ -3,9 +3,10 @@
 //! It proves what comparing states can't: that programs, maps, routes and neighbours together let a packet through. The
 //! node speaks first, as kubelet does, so that only what would break kubelet's probes too can make it fail.
 
-use crate::wiring::{Attachment, PodKernel};
+use crate::wiring::{Attachment, PodKernel, host_name};
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::LazyLock;
 use std::time::Duration;
 use weft_kernel::NetNs;
 use weft_model::{AttachmentKey, UserError, codes};
@@ -15,6 +16,8 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 
 /// Names the probe's interface; container IDs of runtimes are hexadecimal.
 pub const CONTAINER: &str = "weft-probe";
+
+const POD_INTERFACE: &str = "eth0";
 
 const PATIENCE: Duration = Duration::from_millis(300);
 /// A busy node may lose a packet.
@@ -27,6 +30,14 @@ pub struct Probe {
     attachment: Attachment,
 }
 
+/// Name of the node's end of the probe's interface.
+pub fn interface() -> &'static str {
+    static NAME: LazyLock<String> = LazyLock::new(|| {
+        AttachmentKey::new(CONTAINER, POD_INTERFACE).map_or_else(|_| String::new(), |key| host_name(&key))
+    });
+    &NAME
+}
+
 // === impl Probe ===
 
 impl Probe {
@@ -36,7 +47,7 @@ impl Probe {
         Ok(Self {
             netns: NetNs::create()?,
             attachment: Attachment {
-                key: AttachmentKey::new(CONTAINER, "eth0")?,
+                key: AttachmentKey::new(CONTAINER, POD_INTERFACE)?,
                 address: ADDRESS,
             },
         })

@@ -88,7 +88,7 @@ fn serve(stream: &UnixStream, handler: &impl Handler, metrics: &Metrics) {
     });
     let answer = match &reply {
         Reply::Failed(failure) => failure.code,
-        Reply::Added(_) | Reply::Done => 0,
+        Reply::Added(_) | Reply::Done | Reply::Audited(_) => 0,
     };
     let took = started.elapsed();
     metrics.request(op, answer, took);
@@ -96,7 +96,7 @@ fn serve(stream: &UnixStream, handler: &impl Handler, metrics: &Metrics) {
     let took_ms = took.as_secs_f64() * 1e3;
     match &reply {
         // Asked every few seconds; what changes in the answer is logged where it changes.
-        _ if matches!(request.command, Command::Status) => {
+        _ if matches!(request.command, Command::Status | Command::Audit) => {
             tracing::debug!(op, code = answer, took_ms, "CNI request");
         }
         Reply::Failed(failure) => {
@@ -109,7 +109,9 @@ fn serve(stream: &UnixStream, handler: &impl Handler, metrics: &Metrics) {
                 "CNI request failed"
             );
         }
-        Reply::Added(_) | Reply::Done => tracing::info!(op, attachment = key, took_ms, "CNI request served"),
+        Reply::Added(_) | Reply::Done | Reply::Audited(_) => {
+            tracing::info!(op, attachment = key, took_ms, "CNI request served");
+        }
     }
     if let Err(error) = protocol::write_reply(stream, &reply, REPLY_TIMEOUT) {
         tracing::warn!(op, attachment = key, %error, "the plugin left before it heard the answer");

@@ -7,18 +7,20 @@
 //!   169.254.1.1 lladdr host end, permanent   10.244.1.7 lladdr pod end, permanent
 //! ```
 
-use crate::node::{changes, lock};
+mod pass;
+
+use crate::node::{lock, no_ipv6};
+use crate::pass::Pass;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use weft_kernel::NetNs;
-use weft_kernel::bpf::{self, Datapath, Endpoint, Program};
+use weft_kernel::bpf::{Datapath, Endpoint, Program};
 use weft_kernel::rtnl::{Address, Link, LinkSpec, Neighbour, Route, RouteFilter, Rtnl};
 use weft_kernel::sysctl::{self, Key};
-use weft_kernel::target::{Target, reconcile};
+use weft_kernel::target::Target;
 use weft_model::{AttachmentKey, Mac};
 
 /// Where every pod's default route points. Nothing has this address: the pod's neighbour entry for it is permanent.
@@ -26,6 +28,8 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::from_octets(weft_abi::GATEWAY);
 
 pub const HOST_PREFIX: &str = "weft";
 pub const ALIAS_PREFIX: &str = "weft:";
+/// `rp_filter`: any way back will do.
+const LOOSE: &str = "2";
 const POD_PROGRAMS: [Program; 2] = [Program::FromPod, Program::ToPod];
 
 /// What an attachment is made of, all derived from its key and address.
@@ -65,9 +69,10 @@ pub trait PodKernel: Send + Sync + 'static {
     /// The attachments that have an interface on this node.
     fn attached(&self) -> Result<Vec<AttachmentKey>, WiringError>;
 
-    /// Puts the node's side of all attachments right, and removes map entries that belong to none. Returns how much
-    /// somebody had changed.
-    fn repair(&self, attachments: &[Attachment], mtu: u32) -> Result<usize, WiringError>;
+    /// Compares the node's side of all attachments, and the map entries of pods, with what they should be.
+    ///
+    /// A mending pass goes on after an attachment that can't be put right, and returns the last error.
+    fn pass(&self, attachments: &[Attachment], mtu: u32, pass: &mut Pass) -> Result<(), WiringError>;
 }
 
 /// The real kernel.
@@ -95,12 +100,17 @@ impl Attachment {
     /// Ethernet address of the pod's end. Derived from the address, so that a neighbour's memory of an address that
     /// is used again is never wrong.
     pub fn pod_mac(&self) -> Mac {
-        mac(0x0a, self.address)
+        pod_mac(self.address)
     }
 
     /// Ethernet address of the node's end.
     pub fn host_mac(&self) -> Mac {
         mac(0x0e, self.address)
+    }
+
+    /// Whether the node's end is not as it should be: down, or with another MTU or Ethernet address.
+    pub fn differs(&self, link: &Link, mtu: u32) -> bool {
+        !link.up || link.mtu != host_mtu(mtu) || link.mac != Some(self.host_mac())
     }
 
     /// Name of the pod's end.
@@ -343,83 +353,8 @@ impl PodKernel for Wiring {
             .collect())
     }
 
-    fn repair(&self, attachments: &[Attachment], mtu: u32) -> Result<usize, WiringError> {
-        let mut node = Rtnl::open()?;
-        let links: BTreeMap<String, Link> = node
-            .links()?
-            .into_iter()
-            .map(|link| (link.alias.clone().unwrap_or_default(), link))
-            .collect();
-        // What has lost its interface has lost its namespace; its address waits for DEL or GC.
-        let live: Vec<(&Attachment, &Link)> = attachments
-            .iter()
-            .filter_map(|held| Some((held, links.get(&held.alias())?)))
-            .collect();
-        let endpoints: BTreeMap<IpAddr, Endpoint> = live
-            .iter()
-            .map(|(held, link)| (held.ip(), held.endpoint(link.index)))
-            .collect();
-        let mut repaired = changes(reconcile(&mut lock(&self.datapath).endpoints(), &endpoints)?)?;
-        let held: BTreeSet<Route> = node.routes(RouteFilter::own())?.into_iter().collect();
-        // At the first pass the programs may be those of an earlier agent, to be replaced by this one's.
-        let adopted = self.adopted.load(Ordering::Relaxed);
-        let attached = if adopted {
-            lock(&self.datapath).attached()?
-        } else {
-            BTreeSet::new()
-        };
-        let mut failed = None;
-        for (attachment, link) in live {
-            match self.repair_one(&mut node, attachment, link, mtu, &attached, &held) {
-                Ok(count) => repaired += count,
-                // The pod went away meanwhile.
-                Err(error) if error.is_not_found() => {}
-                Err(error) => {
-                    tracing::error!(%attachment, %error, "cannot put a pod's part of the network right");
-                    failed = Some(error);
-                }
-            }
-        }
-        if let Some(error) = failed {
-            return Err(error.into());
-        }
-        self.adopted.store(true, Ordering::Relaxed);
-        Ok(if adopted { repaired } else { 0 })
-    }
-}
-
-impl Wiring {
-    fn repair_one(
-        &self,
-        node: &mut Rtnl,
-        attachment: &Attachment,
-        link: &Link,
-        mtu: u32,
-        attached: &BTreeSet<bpf::Attachment>,
-        routes: &BTreeSet<Route>,
-    ) -> Result<usize, weft_kernel::Error> {
-        let ifindex = link.index;
-        let mut repaired = 0;
-        if POD_PROGRAMS
-            .into_iter()
-            .any(|program| !attached.contains(&bpf::Attachment { ifindex, program }))
-        {
-            lock(&self.datapath).attach_pod(link.index, &link.name)?;
-            repaired += 1;
-        }
-        repaired += usize::from(node.set_up(link.index, true)?);
-        let neighbour = attachment.host_neighbour(link.index);
-        if !node.neighbours(Some(link.index))?.contains(&neighbour) {
-            node.replace_neighbour(&neighbour)?;
-            repaired += 1;
-        }
-        repaired += usize::from(node.set_mtu(link.index, host_mtu(mtu))?);
-        let route = attachment.host_route(link.index, mtu);
-        if !routes.contains(&route) {
-            node.replace_route(&route)?;
-            repaired += 1;
-        }
-        Ok(repaired)
+    fn pass(&self, attachments: &[Attachment], mtu: u32, pass: &mut Pass) -> Result<(), WiringError> {
+        self.compare(attachments, mtu, pass)
     }
 }
 
@@ -505,21 +440,20 @@ fn owned(link: &Link, attachment: &Attachment) -> Result<(), WiringError> {
     })
 }
 
-/// Keeps IPv6, which the overlay does not carry, from talking on `link` of the calling thread's namespace: its router solicitations would only be
-/// counted as drops. Returns whether that changed anything; a kernel without IPv6 has nothing to change.
-pub fn without_ipv6(link: &str) -> Result<bool, weft_kernel::Error> {
-    let key = Key::new(format!("net/ipv6/conf/{link}/disable_ipv6"))?;
-    match sysctl::write_current(&[(key, "1".into())]) {
-        Err(error) if error.is_not_found() => Ok(false),
-        written => Ok(!written?.is_empty()),
+/// Keeps IPv6, which the overlay does not carry, from talking on `link` of the calling thread's namespace: its router
+/// solicitations would only be counted as drops. A kernel without IPv6 has nothing to change.
+fn without_ipv6(link: &str) -> Result<(), weft_kernel::Error> {
+    match sysctl::write_current(&[(no_ipv6(link)?, "1".into())]) {
+        Err(error) if error.is_not_found() => Ok(()),
+        written => written.map(drop),
     }
 }
 
 /// Loose reverse-path filtering on `link`, because a packet that the stack translated can come from where its source
 /// is not routed to. The effective value is the larger one of the interface's and `all`'s, so 2 also overrules a
 /// strict `all` (Documentation/networking/ip-sysctl.rst).
-pub fn loose(link: &str) -> Result<bool, weft_kernel::Error> {
-    Ok(!sysctl::write_current(&[(Key::ipv4_conf(link, "rp_filter")?, "2".into())])?.is_empty())
+fn loose(link: &str) -> Result<(), weft_kernel::Error> {
+    sysctl::write_current(&[(Key::ipv4_conf(link, "rp_filter")?, LOOSE.into())]).map(drop)
 }
 
 /// MTU of the node's end. A veth drops what is longer than the receiving end takes, without a word; with room for the
@@ -536,6 +470,11 @@ pub fn host_name(key: &AttachmentKey) -> String {
 
 pub fn key_of_alias(alias: &str) -> Option<AttachmentKey> {
     alias.strip_prefix(ALIAS_PREFIX)?.parse().ok()
+}
+
+/// See [`Attachment::pod_mac`].
+pub fn pod_mac(address: Ipv4Addr) -> Mac {
+    mac(0x0a, address)
 }
 
 fn mac(first: u8, address: Ipv4Addr) -> Mac {

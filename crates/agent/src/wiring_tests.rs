@@ -302,16 +302,51 @@ fn repair_puts_right_what_others_changed_and_says_how_much() {
         let (a, netns) = pod(1);
         node.wiring.attach(&a, &netns, MTU).unwrap();
         let held = [a.clone()];
-        node.wiring.repair(&held, MTU).unwrap();
-        assert_eq!(node.wiring.repair(&held, MTU).unwrap(), 0, "nothing is wrong yet");
+        let look = || {
+            let mut pass = Pass::looking();
+            node.wiring.pass(&held, MTU, &mut pass).unwrap();
+            pass.into_findings()
+        };
+        let mend = || {
+            let mut pass = Pass::mending();
+            node.wiring.pass(&held, MTU, &mut pass).unwrap();
+            pass.into_findings()
+        };
+        mend();
+        assert_eq!(mend(), [], "nothing is wrong yet");
 
         let host = a.host_name();
         output("ip", &["route", "del", "10.244.0.1"]);
         output("ip", &["neigh", "del", "10.244.0.1", "dev", &host]);
+        output("ip", &["link", "set", &host, "address", "02:00:00:00:00:01"]);
+        output("ip", &["link", "set", &host, "mtu", "1400"]);
+        output(
+            "ip",
+            &["route", "add", "10.244.0.77", "dev", &host, "proto", "87"],
+        );
         lock(&node.wiring.datapath).endpoints().remove(&a.ip()).unwrap();
         let index = Rtnl::open().unwrap().link_index(&host).unwrap();
         lock(&node.wiring.datapath).detach(index).unwrap();
-        assert_eq!(node.wiring.repair(&held, MTU).unwrap(), 4);
+        let strict = Key::ipv4_conf(&host, "rp_filter").unwrap();
+        sysctl::write_current(&[(strict, "1".into())]).unwrap();
+        let found = look();
+        let told: Vec<String> = found.iter().map(|found| found.what.clone()).collect();
+        assert_eq!(
+            told,
+            [
+                "map ENDPOINTS lacks 10.244.0.1".to_owned(),
+                format!("from_pod and to_pod not attached to {host}"),
+                format!("{host} has another Ethernet address than {}", a.host_mac()),
+                format!("MTU of {host} is 1400 and should be 1500"),
+                format!("net/ipv4/conf/{host}/rp_filter is 1 and should be 2"),
+                format!("permanent neighbour 10.244.0.1 of {host} is missing or changed"),
+                format!("route 10.244.0.1/32 dev {host} is missing or changed"),
+                format!("route 10.244.0.77/32 dev {host} belongs to nobody"),
+            ]
+        );
+        assert_eq!(look(), found, "looking changes nothing");
+        assert_eq!(mend(), found);
+        assert_eq!(look(), []);
         assert_eq!(words(&node.wiring.check(&a, &netns, MTU).unwrap()), [""; 0]);
 
         for fault in [
@@ -321,8 +356,12 @@ fn repair_puts_right_what_others_changed_and_says_how_much() {
             &["route", "del", "10.244.0.0/16"],
             &["route", "del", "unreachable", "10.244.0.0/24"],
             &["link", "set", OVERLAY, "mtu", "1400"],
+            &["link", "set", OVERLAY, "address", "02:00:00:00:00:01"],
+            &["addr", "add", "10.244.0.9/32", "dev", "eth0"],
         ] {
             output("ip", fault);
+            let (_, found) = node.net.audit(&node.desired).unwrap();
+            assert!(!found.is_empty(), "{fault:?}");
             assert_eq!(node.net.reconcile(&node.desired).unwrap(), MTU);
             let state = output("ip", &["-o", "addr", "show", "dev", OVERLAY]);
             assert!(state.contains("10.224.0.4/32"), "{fault:?}: {state}");
@@ -337,8 +376,20 @@ fn repair_puts_right_what_others_changed_and_says_how_much() {
                 routes.contains("unreachable 10.244.0.0/24"),
                 "{fault:?}: {routes}"
             );
+            assert_eq!(node.net.audit(&node.desired).unwrap(), (MTU, vec![]), "{fault:?}");
         }
-        node.net.reconcile(&node.desired).unwrap();
+        let repairs = node.net.repairs();
+        let named = |words: &str| repairs.iter().any(|repaired| repaired.finding.what == words);
+        assert!(named("interface weft0 is missing"), "{repairs:?}");
+        assert!(
+            named("eth0 of the node has the pod address 10.244.0.9"),
+            "{repairs:?}"
+        );
+        let links = Rtnl::open().unwrap().addresses(None).unwrap();
+        assert!(
+            links.iter().all(|held| held.net.to_string() != "10.244.0.9/32"),
+            "{links:?}"
+        );
         assert!(delivers(&netns, &NetNs::current().unwrap(), NODE));
     });
 }

@@ -63,3 +63,76 @@ pub(crate) fn before_exec(
     // through rustix with borrowed or static arguments, and nothing else.
     unsafe { command.pre_exec(hook) };
 }
+
+/// Where a batch of map entries ended, for the next one. The kernel writes at most the size of a key.
+#[derive(Clone, Debug)]
+pub(crate) struct BatchPosition([u8; 64]);
+
+/// Entries of a map, read by one system call.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// How many of the buffers' entries are filled.
+    pub(crate) count: u32,
+    /// Where to go on; `None` at the end of the map.
+    pub(crate) next: Option<BatchPosition>,
+}
+
+/// `BPF_MAP_LOOKUP_BATCH` (bpf(2); `struct { … } batch` of `union bpf_attr`, include/uapi/linux/bpf.h).
+///
+/// `keys` and `values` have room for `room` entries of the map's sizes; of a map that is not per CPU.
+pub(crate) fn bpf_lookup_batch(
+    map: BorrowedFd<'_>,
+    from: Option<&BatchPosition>,
+    keys: &mut [u8],
+    values: &mut [u8],
+    room: u32,
+) -> io::Result<Batch> {
+    const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+    #[repr(C)]
+    struct Attr {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let mut next = BatchPosition([0; 64]);
+    let mut attr = Attr {
+        in_batch: from.map_or(0, |position| position.0.as_ptr() as u64),
+        out_batch: next.0.as_mut_ptr() as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: room,
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads and writes `attr` within its size, writes at most `count` keys and values, for which the
+    // caller's buffers have room, and a position of a key's size or a u32, which is less than 64 bytes for all maps of
+    // this crate; all buffers outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_LOOKUP_BATCH,
+            &raw mut attr,
+            size_of::<Attr>(),
+        )
+    };
+    if result == 0 {
+        return Ok(Batch {
+            count: attr.count,
+            next: Some(next),
+        });
+    }
+    match io::Error::last_os_error() {
+        // The end of the map; what was left is there.
+        error if error.raw_os_error() == Some(libc::ENOENT) => Ok(Batch {
+            count: attr.count,
+            next: None,
+        }),
+        error => Err(error),
+    }
+}

@@ -46,6 +46,41 @@ pub struct Outcome<K> {
     pub failed: Vec<(K, Error)>,
 }
 
+/// How a target differs from what is desired, keys in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Differences<K> {
+    /// Entries that are missing.
+    pub missing: Vec<K>,
+    /// Entries that have another value.
+    pub changed: Vec<K>,
+    /// Entries that nobody wants.
+    pub extra: Vec<K>,
+}
+
+/// How `target` differs from `desired`. Changes nothing.
+///
+/// # Errors
+/// The target can't be listed.
+pub fn compare<T: Target>(
+    target: &mut T,
+    desired: &BTreeMap<T::Key, T::Value>,
+) -> Result<Differences<T::Key>> {
+    let actual = target.list()?;
+    let mut found = Differences::default();
+    for (key, value) in desired {
+        match actual.get(key) {
+            Some(held) if held == value => {}
+            Some(_) => found.changed.push(key.clone()),
+            None => found.missing.push(key.clone()),
+        }
+    }
+    found.extra = actual
+        .into_keys()
+        .filter(|key| !desired.contains_key(key))
+        .collect();
+    Ok(found)
+}
+
 /// Makes `target` hold `desired` and nothing else of Weft's.
 ///
 /// New values are in place before old entries go. An entry that fails does not
@@ -54,23 +89,27 @@ pub struct Outcome<K> {
 /// # Errors
 /// The target can't be listed; nothing was changed then.
 pub fn reconcile<T: Target>(target: &mut T, desired: &BTreeMap<T::Key, T::Value>) -> Result<Outcome<T::Key>> {
-    let actual = target.list()?;
+    let Differences {
+        missing,
+        changed,
+        extra,
+    } = compare(target, desired)?;
     let mut outcome = Outcome::default();
-    for (key, value) in desired {
-        let done = match actual.get(key) {
-            Some(found) if found == value => continue,
-            Some(_) => &mut outcome.changed,
-            None => &mut outcome.added,
-        };
-        match target.apply(key, value) {
-            Ok(()) => done.push(key.clone()),
-            Err(error) => outcome.failed.push((key.clone(), error)),
+    let put = missing.into_iter().map(|key| (key, true));
+    for (key, new) in put.chain(changed.into_iter().map(|key| (key, false))) {
+        let applied = desired
+            .get(&key)
+            .map_or(Ok(()), |value| target.apply(&key, value));
+        match applied {
+            Ok(()) if new => outcome.added.push(key),
+            Ok(()) => outcome.changed.push(key),
+            Err(error) => outcome.failed.push((key, error)),
         }
     }
-    for key in actual.keys().filter(|key| !desired.contains_key(key)) {
-        match target.remove(key) {
-            Ok(()) => outcome.removed.push(key.clone()),
-            Err(error) => outcome.failed.push((key.clone(), error)),
+    for key in extra {
+        match target.remove(&key) {
+            Ok(()) => outcome.removed.push(key),
+            Err(error) => outcome.failed.push((key, error)),
         }
     }
     Ok(outcome)
@@ -106,6 +145,25 @@ impl<K> Default for Outcome<K> {
             changed: Vec::new(),
             removed: Vec::new(),
             failed: Vec::new(),
+        }
+    }
+}
+
+// === impl Differences ===
+
+impl<K> Differences<K> {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.changed.is_empty() && self.extra.is_empty()
+    }
+}
+
+impl<K> Default for Differences<K> {
+    fn default() -> Self {
+        Self {
+            missing: Vec::new(),
+            changed: Vec::new(),
+            extra: Vec::new(),
         }
     }
 }
@@ -170,6 +228,13 @@ mod tests {
             ..FakeTarget::default()
         };
         let desired = entries(&[(1, "same"), (2, "new"), (4, "missing")]);
+        let before = target.entries.clone();
+        let found = compare(&mut target, &desired).unwrap();
+        assert_eq!(
+            (found.missing, found.changed, found.extra),
+            (vec![4], vec![2], vec![3])
+        );
+        assert_eq!(target.entries, before, "looking changes nothing");
         let outcome = reconcile(&mut target, &desired).unwrap();
         assert_eq!(target.entries, desired);
         assert_eq!(

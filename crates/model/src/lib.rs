@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod attachment;
+pub mod audit;
 mod cidr;
 pub mod error;
 mod identity;

@@ -4,19 +4,21 @@
 //! kernel, and becomes active on disk before the runtime hears of it. DEL goes the other way round: first the kernel
 //! forgets, then the ledger.
 
+mod pass;
 mod wait;
 mod words;
 
 use self::wait::{Busy, Granted};
+use crate::audit::Desk;
 use crate::node::Readiness;
 use crate::probe::Probe;
 use crate::serve::Handler;
 use crate::wiring::{Attachment, Difference, GATEWAY, PodKernel, host_name};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -49,6 +51,11 @@ pub struct Pods<K> {
     /// ADD and DEL share it; GC excludes them (CNI specification 1.1, section "GC"), and so does repair.
     exclusive: RwLock<()>,
     busy: Busy,
+    /// Whether a pass has seen what an earlier agent left.
+    adopted: AtomicBool,
+    /// Attachments whose namespace is gone, and since when that is known.
+    gone: Mutex<BTreeMap<AttachmentKey, Instant>>,
+    desk: Desk,
 }
 
 /// The plugin behind a request.
@@ -75,6 +82,7 @@ impl<K: PodKernel> Pods<K> {
         kernel: K,
         intents: Intents,
         readiness: watch::Receiver<Readiness>,
+        desk: Desk,
     ) -> Self {
         Self {
             node,
@@ -88,11 +96,23 @@ impl<K: PodKernel> Pods<K> {
             lingering: Mutex::default(),
             exclusive: RwLock::default(),
             busy: Busy::default(),
+            adopted: AtomicBool::new(false),
+            gone: Mutex::default(),
+            desk,
         }
     }
 
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// Where audits are asked for.
+    pub fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
+    pub fn node(&self) -> &NodeName {
+        &self.node
     }
 
     /// Completes when addresses were taken or given back since the last call.
@@ -126,55 +146,6 @@ impl<K: PodKernel> Pods<K> {
             }
             Err(error) => tracing::error!(%error, "cannot note the node's blocks"),
         }
-    }
-
-    /// Puts the kernel's side of all attachments right, with no request under way. Returns how much had to be.
-    ///
-    /// # Errors
-    /// [`codes::RECONCILE`], also where one attachment of many is not right: its pod is cut off.
-    pub fn repair(&self, mtu: u32) -> Result<usize, UserError> {
-        let _alone = self.exclusive.write().unwrap_or_else(PoisonError::into_inner);
-        let wrong = |message| UserError::new(codes::RECONCILE, message, "see the agent's log");
-        let unreadable = |failure: Failure| {
-            wrong(format!(
-                "cannot compare the pods' interfaces with the ledger: {}",
-                failure.msg
-            ))
-        };
-        self.finish_releases().map_err(unreadable)?;
-        let attachments = self.attachments().map_err(unreadable)?;
-        self.kernel.repair(&attachments, mtu).map_err(|error| {
-            wrong(format!(
-                "cannot put the interface of a running pod right: {error}"
-            ))
-        })
-    }
-
-    /// Removes interfaces whose addresses the ledger has released. Opening the ledger undoes what never became active;
-    /// an agent that died right behind that, or could not take it out of the kernel, leaves them.
-    fn finish_releases(&self) -> Result<(), Failure> {
-        let attached = self
-            .kernel
-            .attached()
-            .map_err(|error| self.wiring_failure(&error))?;
-        let entries = self.ledger.list().map_err(|error| self.ledger_failure(error))?;
-        let owners = entries.iter().filter_map(|(_, entry)| entry.owner());
-        let owners: BTreeSet<_> = owners.map(|owner| &owner.key).collect();
-        for key in attached.into_iter().filter(|key| !owners.contains(key)) {
-            // An interface the ledger never knew is a running pod's whose ledger was lost.
-            let Some(address) = entries.iter().find_map(|(address, entry)| match entry {
-                Entry::Released(released) => (released.last.as_ref()?.key == key).then_some(*address),
-                _ => None,
-            }) else {
-                continue;
-            };
-            let attachment = Attachment { key, address };
-            tracing::warn!(%attachment, "removing an interface whose address was given back");
-            if let Err(error) = self.kernel.detach(&attachment) {
-                tracing::error!(%attachment, %error, "cannot remove an interface whose address was given back");
-            }
-        }
-        Ok(())
     }
 
     /// Has a packet go to a pod's interface and back.
@@ -261,9 +232,10 @@ impl<K: PodKernel> Pods<K> {
                 uid: add.pod.uid.clone(),
             },
             netns: NetnsId {
-                dev: add.netns.dev,
-                ino: add.netns.ino,
+                dev: netns.id().dev,
+                ino: netns.id().ino,
             },
+            netns_path: Some(add.netns.path.clone()),
             host_if_name: host_name(&add.key),
         };
         let address = self
@@ -466,16 +438,7 @@ impl<K: PodKernel> Pods<K> {
         }))
     }
 
-    /// Everything the ledger has, under way or active.
-    fn attachments(&self) -> Result<Vec<Attachment>, Failure> {
-        Ok(self
-            .owners()?
-            .into_iter()
-            .map(|(attachment, _)| attachment)
-            .collect())
-    }
-
-    /// The same with the network each belongs to.
+    /// Everything the ledger has, under way or active, with the network each belongs to.
     fn owners(&self) -> Result<Vec<(Attachment, String)>, Failure> {
         let entries = self.ledger.list().map_err(|error| self.ledger_failure(error))?;
         let owned = |(address, entry): (_, Entry)| match entry {
@@ -541,6 +504,11 @@ impl<K: PodKernel> Handler for Pods<K> {
             (Command::Del(del), _) => done(self.del(&del.key, &caller)),
             (Command::Gc(gc), _) => done(self.gc(gc, &request.network)),
             (Command::Status, _) => done(self.status()),
+            (Command::Audit, _) => self
+                .desk
+                .ask(caller.patience)
+                .map(Reply::Audited)
+                .map_err(|error| Failure::new(code::TRY_AGAIN, &error)),
         };
         outcome.unwrap_or_else(Reply::Failed)
     }

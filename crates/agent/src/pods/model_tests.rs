@@ -5,6 +5,8 @@
 
 use super::tests::code_and_words;
 use super::*;
+use crate::audit::Desk;
+use crate::pass::Pass;
 use crate::wiring::WiringError;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -152,8 +154,8 @@ impl PodKernel for Kernel {
         Ok(self.0.wired.lock().unwrap().keys().cloned().collect())
     }
 
-    fn repair(&self, _: &[Attachment], _: u32) -> Result<usize, WiringError> {
-        Ok(0)
+    fn pass(&self, _: &[Attachment], _: u32, _: &mut Pass) -> Result<(), WiringError> {
+        Ok(())
     }
 }
 
@@ -285,6 +287,7 @@ impl Node {
             self.kernel.clone(),
             intents,
             readiness,
+            Desk::new(std::sync::mpsc::channel().0),
         );
         pods.replay_intents().unwrap();
         self.pods = Some(pods);

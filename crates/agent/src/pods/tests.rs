@@ -1,7 +1,10 @@
+use super::pass::GRACE;
 use super::*;
+use crate::pass::Pass;
 use crate::wiring::WiringError;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -72,11 +75,11 @@ impl PodKernel for FakeKernel {
         Ok(self.0.wired.lock().unwrap().keys().cloned().collect())
     }
 
-    fn repair(&self, _: &[Attachment], _: u32) -> Result<usize, WiringError> {
+    fn pass(&self, _: &[Attachment], _: u32, _: &mut Pass) -> Result<(), WiringError> {
         if self.0.differs.load(Ordering::Relaxed) {
             return Err(broken());
         }
-        Ok(0)
+        Ok(())
     }
 }
 
@@ -110,6 +113,7 @@ impl Bed {
             kernel.clone(),
             intents,
             readiness,
+            Desk::new(std::sync::mpsc::channel().0),
         ));
         Self {
             pods,
@@ -142,7 +146,20 @@ impl Bed {
     }
 
     fn address(&self, id: &str) -> Ipv4Addr {
-        match self.add(id) {
+        Self::given(self.add(id))
+    }
+
+    /// The address of an attachment whose namespace the runtime keeps at `path`.
+    fn address_in(&self, id: &str, path: &Path) -> Ipv4Addr {
+        let Command::Add(mut add) = add(id) else {
+            unreachable!("it is one");
+        };
+        add.netns.path = path.to_owned();
+        Self::given(self.call(Command::Add(add), Duration::ZERO))
+    }
+
+    fn given(reply: Reply) -> Ipv4Addr {
+        match reply {
             Reply::Added(attached) => match attached.addresses[0].address {
                 std::net::IpAddr::V4(address) => address,
                 other => panic!("{other}"),
@@ -493,7 +510,7 @@ fn a_repair_that_fails_is_told_until_it_succeeds() {
     assert_eq!(error.code(), codes::RECONCILE);
     assert!(error.message().contains("weft0000000000"), "{error}");
     bed.kernel.0.differs.store(false, Ordering::Relaxed);
-    assert_eq!(bed.pods.repair(1450).unwrap(), 0);
+    assert_eq!(bed.pods.repair(1450).unwrap(), []);
 }
 
 #[test]
@@ -527,4 +544,65 @@ fn an_interface_whose_address_was_given_back_goes_with_the_next_pass() {
     assert_eq!(bed.kernel.wired(), vec![("a/eth0".into(), address), kept.clone()]);
     bed.pods.repair(1450).unwrap();
     assert_eq!(bed.kernel.wired(), vec![kept]);
+}
+
+/// Makes the interface of an attachment vanish, as the kernel does when its namespace ends.
+fn loses_its_interface(bed: &Bed, name: &str) {
+    bed.kernel.0.wired.lock().unwrap().remove(&key(name));
+}
+
+#[test]
+fn an_attachment_whose_namespace_is_gone_is_given_up_after_the_second_look_and_a_time_of_grace() {
+    let bed = Bed::new("10.244.0.0/30");
+    let path = bed.dir.path().join("netns");
+    std::fs::write(&path, "").unwrap();
+    bed.address_in("a", &path);
+    bed.pods.repair(1450).unwrap();
+    loses_its_interface(&bed, "a");
+    let start = Instant::now();
+    let repair = |after| bed.pods.repair_at(1450, start + after).unwrap();
+
+    // Something that is no namespace is where it was: that proves nothing.
+    assert_eq!(repair(Duration::ZERO), []);
+    assert_eq!(repair(GRACE * 2), []);
+    assert_eq!(bed.used(), 1);
+
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(repair(GRACE * 3), [], "seen dead once");
+    assert_eq!(repair(GRACE * 4 - Duration::from_millis(1)), []);
+    assert_eq!(bed.used(), 1);
+    let found = bed.pods.audit(1450).unwrap();
+    assert!(
+        found[0].what.contains("its namespace is gone and no DEL came"),
+        "{found:?}"
+    );
+    let given_up = repair(GRACE * 4);
+    assert_eq!(given_up.len(), 1, "{given_up:?}");
+    assert_eq!((bed.used(), bed.pods.audit(1450).unwrap()), (0, vec![]));
+}
+
+#[test]
+fn a_pod_that_lost_its_interface_and_lives_gets_it_again_with_its_address() {
+    let bed = Bed::new("10.244.0.0/30");
+    let address = bed.address_in("a", Path::new("/proc/self/ns/net"));
+    bed.pods.repair(1450).unwrap();
+    loses_its_interface(&bed, "a");
+    let found = bed.pods.audit(1450).unwrap();
+    assert_eq!(bed.kernel.wired(), [], "an audit changes nothing");
+    assert_eq!(bed.pods.repair(1450).unwrap(), found);
+    assert_eq!(bed.kernel.wired(), [("a/eth0".into(), address)]);
+    assert_eq!(bed.pods.audit(1450).unwrap(), []);
+}
+
+#[test]
+fn a_namespace_nobody_can_see_is_never_taken_for_gone() {
+    let bed = Bed::new("10.244.0.0/30");
+    bed.address_in("a", Path::new("/no/such/directory/netns"));
+    bed.pods.repair(1450).unwrap();
+    loses_its_interface(&bed, "a");
+    let start = Instant::now();
+    for passes in 1..4 {
+        assert_eq!(bed.pods.repair_at(1450, start + GRACE * passes).unwrap(), []);
+    }
+    assert_eq!(bed.used(), 1);
 }

@@ -154,7 +154,9 @@ impl Call {
             }
             // The agent has undone what it did.
             Ok(Reply::Failed(failure)) => return Err(failure),
-            Ok(Reply::Done) => agent::disagreement("the agent answered ADD without a result"),
+            Ok(Reply::Done | Reply::Audited(_)) => {
+                agent::disagreement("the agent answered ADD without a result")
+            }
             Err(error) if error.is_unreachable() => return Err(self.unreachable(&error, code::TRY_AGAIN)),
             Err(error) => self.unreachable(&error, code::TRY_AGAIN),
         };
@@ -220,7 +222,9 @@ impl Call {
         ) {
             Ok(Reply::Done) => return,
             Ok(Reply::Failed(failure)) => failure.to_string(),
-            Ok(Reply::Added(_)) => "the agent answered DEL with the result of an ADD".to_owned(),
+            Ok(Reply::Added(_) | Reply::Audited(_)) => {
+                "the agent answered DEL with the result of another command".to_owned()
+            }
             Err(error) => error.to_string(),
         };
         self.leave_intent(key, pod, &why);
@@ -287,8 +291,8 @@ fn done(reply: Reply) -> Result<(), Failure> {
     match reply {
         Reply::Done => Ok(()),
         Reply::Failed(failure) => Err(failure),
-        Reply::Added(_) => Err(agent::disagreement(
-            "the agent answered with the result of an ADD",
+        Reply::Added(_) | Reply::Audited(_) => Err(agent::disagreement(
+            "the agent answered with the result of another command",
         )),
     }
 }

@@ -44,6 +44,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use weft_model::audit::NodeAudit;
 use weft_model::{AttachmentKey, Mac};
 
 pub use client::call;
@@ -72,7 +73,7 @@ pub struct Request {
     pub command: Command,
 }
 
-/// What the runtime asked the plugin for. VERSION never leaves the plugin.
+/// What the runtime asked the plugin for, or a person the agent. VERSION never leaves the plugin.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Command {
@@ -86,6 +87,8 @@ pub enum Command {
     Gc(Gc),
     /// Say whether an ADD would succeed.
     Status,
+    /// Compare the node with what it should be. Asked by `weft audit`, never by a runtime.
+    Audit,
 }
 
 /// See [`Command::Add`].
@@ -181,6 +184,8 @@ pub enum Reply {
     Added(Attached),
     /// Any other command succeeded.
     Done,
+    /// What an audit found.
+    Audited(NodeAudit),
     /// The command failed.
     Failed(Failure),
 }
@@ -283,16 +288,17 @@ impl Command {
             Self::Del(_) => "DEL",
             Self::Gc(_) => "GC",
             Self::Status => "STATUS",
+            Self::Audit => "AUDIT",
         }
     }
 
-    /// The attachment that the command is about; GC and STATUS are about all.
+    /// The attachment that the command is about; the others are about all.
     pub fn key(&self) -> Option<&AttachmentKey> {
         match self {
             Self::Add(add) => Some(&add.key),
             Self::Check(check) => Some(&check.key),
             Self::Del(del) => Some(&del.key),
-            Self::Gc(_) | Self::Status => None,
+            Self::Gc(_) | Self::Status | Self::Audit => None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the ledger knows of an address.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use weft_model::AttachmentKey;
@@ -19,6 +20,9 @@ pub struct Details {
     pub pod: PodRef,
     /// The pod's network namespace.
     pub netns: NetnsId,
+    /// Where the runtime keeps it. Another namespace may be there by now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns_path: Option<PathBuf>,
     /// The host's end of the pod's veth pair.
     pub host_if_name: String,
 }

@@ -90,6 +90,7 @@ fn details() -> Details {
             uid: None,
         },
         netns: NetnsId { dev: 4, ino: 77 },
+        netns_path: None,
         host_if_name: "weft0123456789".to_owned(),
     }
 }

@@ -207,6 +207,7 @@ impl Datapath {
 
     fn attach_all(&mut self, ifindex: u32, name: &str, programs: [Program; 2]) -> Result<()> {
         const OPERATION: &str = "attach eBPF program to interface";
+        self.writes += 1;
         if interface::index(name).context(OPERATION, name)? != Some(ifindex) {
             let gone = io::Error::from_raw_os_error(libc::ENODEV);
             return Err(Error::new(
@@ -283,7 +284,7 @@ fn attach_filter(program: &mut SchedClassifier, ifindex: u32, kind: Program) -> 
     filter::set(ifindex, kind.hook(), kind.name(), fd.as_fd())
 }
 
-fn pinned_program(pin: &Path) -> Result<u32, LinkError> {
+pub(super) fn pinned_program(pin: &Path) -> Result<u32, LinkError> {
     Ok(FdLink::from(PinnedLink::from_pin(pin)?).info()?.program_id())
 }
 

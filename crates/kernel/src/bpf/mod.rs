@@ -15,6 +15,7 @@ mod cause;
 mod convert;
 mod counters;
 mod filter;
+mod fingerprint;
 mod interface;
 mod pins;
 mod tables;
@@ -35,6 +36,7 @@ use crate::error::{Context, Error, Result};
 pub use attach::{AttachMode, Attachment, Hook};
 use convert::Raw;
 pub use counters::{Count, Counters};
+pub use fingerprint::{Fingerprint, Print};
 use pins::Pins;
 pub use tables::{Endpoint, Endpoints, NodeConfig, Nodes, PrefixTarget, Prefixes, Transport};
 pub use test_run::{Outcome, Packet};
@@ -65,6 +67,8 @@ pub struct Datapath {
     endpoints_by_addr: HashMap<MapData, Raw<weft_abi::Address>, Raw<weft_abi::Endpoint>>,
     nodes: HashMap<MapData, Raw<weft_abi::Address>, u32>,
     counters: Counters,
+    /// How often user space wrote.
+    writes: u64,
 }
 
 /// The programs, by the place they are attached to.
@@ -140,7 +144,14 @@ impl Datapath {
             ),
             pins,
             ebpf,
+            writes: 0,
         })
+    }
+
+    /// Moves on whenever this handle writes to a map or attaches a program. What changes while it stands still
+    /// was somebody else's doing.
+    pub fn writes(&self) -> u64 {
+        self.writes
     }
 
     /// Packets and bytes dropped, by reason, summed over the CPUs since the maps were made.

@@ -77,18 +77,25 @@ pub struct Endpoint {
 
 /// Blocks, pools, nodes' addresses and native destinations. The longest prefix counts.
 #[derive(Debug)]
-pub struct Prefixes<'a>(&'a mut LpmTrie<MapData, Raw<Address>, Raw<Prefix>>);
+pub struct Prefixes<'a> {
+    map: &'a mut LpmTrie<MapData, Raw<Address>, Raw<Prefix>>,
+    writes: &'a mut u64,
+}
 
 /// The pods of this node, by address. Flags that programs set on them survive.
 #[derive(Debug)]
 pub struct Endpoints<'a> {
     by_addr: &'a mut HashMap<MapData, Raw<Address>, Raw<weft_abi::Endpoint>>,
     by_ifindex: &'a mut HashMap<MapData, u32, Raw<weft_abi::Endpoint>>,
+    writes: &'a mut u64,
 }
 
 /// Underlay addresses of the cluster's nodes.
 #[derive(Debug)]
-pub struct Nodes<'a>(&'a mut HashMap<MapData, Raw<Address>, u32>);
+pub struct Nodes<'a> {
+    map: &'a mut HashMap<MapData, Raw<Address>, u32>,
+    writes: &'a mut u64,
+}
 
 // === impl Datapath ===
 
@@ -109,6 +116,7 @@ impl Datapath {
             vxlan_port: config.vxlan_port,
             reserved: 0,
         };
+        self.writes += 1;
         self.config
             .set(0, Raw(value), 0)
             .context("write eBPF map", names::CONFIG)
@@ -134,7 +142,10 @@ impl Datapath {
 
     /// The prefix trie.
     pub fn prefixes(&mut self) -> Prefixes<'_> {
-        Prefixes(&mut self.prefixes)
+        Prefixes {
+            map: &mut self.prefixes,
+            writes: &mut self.writes,
+        }
     }
 
     /// The pods of this node.
@@ -142,12 +153,16 @@ impl Datapath {
         Endpoints {
             by_addr: &mut self.endpoints_by_addr,
             by_ifindex: &mut self.endpoints_by_ifindex,
+            writes: &mut self.writes,
         }
     }
 
     /// The cluster's nodes.
     pub fn nodes(&mut self) -> Nodes<'_> {
-        Nodes(&mut self.nodes)
+        Nodes {
+            map: &mut self.nodes,
+            writes: &mut self.writes,
+        }
     }
 }
 
@@ -190,7 +205,7 @@ impl Target for Prefixes<'_> {
 
     fn list(&mut self) -> Result<BTreeMap<IpNet, PrefixTarget>> {
         let mut found = BTreeMap::new();
-        for entry in self.0.iter() {
+        for entry in self.map.iter() {
             let (key, Raw(prefix)) = entry.context("read eBPF map", names::PREFIXES)?;
             let Raw(network) = key.data();
             let key = PrefixKey {
@@ -205,13 +220,15 @@ impl Target for Prefixes<'_> {
     }
 
     fn apply(&mut self, net: &IpNet, target: &PrefixTarget) -> Result<()> {
-        self.0
+        *self.writes += 1;
+        self.map
             .insert(&key_of(*net), Raw(target.to_abi()), 0)
             .context("write eBPF map PREFIXES at", net)
     }
 
     fn remove(&mut self, net: &IpNet) -> Result<()> {
-        removed(self.0.remove(&key_of(*net))).context("remove from eBPF map PREFIXES", net)
+        *self.writes += 1;
+        removed(self.map.remove(&key_of(*net))).context("remove from eBPF map PREFIXES", net)
     }
 }
 
@@ -327,6 +344,7 @@ impl Target for Endpoints<'_> {
     /// Crash-safe in its order: an interface finds its endpoint only after the endpoint can be found by its address, so
     /// whatever is left half done is seen by [`list`](Self::list).
     fn apply(&mut self, address: &IpAddr, endpoint: &Endpoint) -> Result<()> {
+        *self.writes += 1;
         let raw_address = to_abi(*address);
         let mut raw = endpoint.to_abi(raw_address);
         if let Some(before) = self.at_addr(raw_address)? {
@@ -346,6 +364,7 @@ impl Target for Endpoints<'_> {
     }
 
     fn remove(&mut self, address: &IpAddr) -> Result<()> {
+        *self.writes += 1;
         let raw_address = to_abi(*address);
         let indices: Vec<u32> = match self.at_addr(raw_address)? {
             Some(before) => vec![before.ifindex],
@@ -379,7 +398,7 @@ impl Target for Nodes<'_> {
     type Value = ();
 
     fn list(&mut self) -> Result<BTreeMap<IpAddr, ()>> {
-        self.0
+        self.map
             .keys()
             .map(|key| {
                 key.map(|Raw(address)| (from_abi(address), ()))
@@ -389,13 +408,15 @@ impl Target for Nodes<'_> {
     }
 
     fn apply(&mut self, underlay: &IpAddr, &(): &()) -> Result<()> {
-        self.0
+        *self.writes += 1;
+        self.map
             .insert(Raw(to_abi(*underlay)), 1, 0)
             .context("write eBPF map NODES at", underlay)
     }
 
     fn remove(&mut self, underlay: &IpAddr) -> Result<()> {
-        removed(self.0.remove(&Raw(to_abi(*underlay)))).context("remove from eBPF map NODES", underlay)
+        *self.writes += 1;
+        removed(self.map.remove(&Raw(to_abi(*underlay)))).context("remove from eBPF map NODES", underlay)
     }
 }
 

@@ -13,6 +13,8 @@ pub(super) const RTM_GETROUTE: u16 = 26;
 pub(super) const RTM_NEWNEIGH: u16 = 28;
 pub(super) const RTM_DELNEIGH: u16 = 29;
 pub(super) const RTM_GETNEIGH: u16 = 30;
+pub(super) const RTM_DELQDISC: u16 = 37;
+pub(super) const RTM_DELTFILTER: u16 = 45;
 
 pub(super) const IFLA_ADDRESS: u16 = 1;
 pub(super) const IFLA_IFNAME: u16 = 3;
@@ -66,6 +68,7 @@ pub(super) const NUD_PERMANENT: u16 = 0x80;
 
 pub(super) const RTNLGRP_LINK: u32 = 1;
 pub(super) const RTNLGRP_NEIGH: u32 = 3;
+pub(super) const RTNLGRP_TC: u32 = 4;
 pub(super) const RTNLGRP_IPV4_IFADDR: u32 = 5;
 pub(super) const RTNLGRP_IPV4_ROUTE: u32 = 7;
 pub(super) const RTNLGRP_IPV6_IFADDR: u32 = 9;

@@ -13,12 +13,13 @@ use super::route::Route;
 use crate::error::{Context, Result};
 use crate::netlink::{Netlink, Received, Reply};
 use crate::netns::NetNs;
+use crate::wire;
 
 /// Room for a burst of about 10,000 messages.
 const BUFFER: usize = 8 * 1024 * 1024;
 
-/// Subscription to changes of links, addresses, routes and permanent
-/// neighbours of one namespace, whoever makes them.
+/// Subscription to changes of links, addresses, routes, permanent neighbours
+/// and traffic control of one namespace, whoever makes them.
 #[derive(Debug)]
 pub struct Monitor {
     netlink: Netlink,
@@ -42,8 +43,12 @@ pub enum Change {
     RouteGone(Route),
     /// A permanent neighbour is new or changed.
     Neighbour(Neighbour),
-    /// A permanent neighbour is gone.
-    NeighbourGone(Neighbour),
+    /// A neighbour of the link with this index is gone. Whether it was permanent is not told: the kernel marks an entry
+    /// as failed before it removes it.
+    NeighbourGone(u32),
+    /// A queueing discipline or a filter of the link with this index is gone, and a program with it. Not reported where
+    /// the link itself goes.
+    FilterGone(u32),
     /// Notifications were lost: list everything again.
     Resync,
 }
@@ -103,6 +108,7 @@ impl Monitor {
         netlink.join(&[
             RTNLGRP_LINK,
             RTNLGRP_NEIGH,
+            RTNLGRP_TC,
             RTNLGRP_IPV4_IFADDR,
             RTNLGRP_IPV4_ROUTE,
             RTNLGRP_IPV6_IFADDR,
@@ -140,7 +146,10 @@ fn change((kind, payload): &Reply) -> Option<Change> {
         RTM_NEWROUTE => Route::parse(payload).flatten().map(Change::Route),
         RTM_DELROUTE => Route::parse(payload).flatten().map(Change::RouteGone),
         RTM_NEWNEIGH => Neighbour::parse(payload).flatten().map(Change::Neighbour),
-        RTM_DELNEIGH => Neighbour::parse(payload).flatten().map(Change::NeighbourGone),
+        // struct tcmsg: family, padding, ifindex.
+        RTM_DELQDISC | RTM_DELTFILTER => wire::u32_at(payload, 4).map(Change::FilterGone),
+        // struct ndmsg: family, padding, ifindex.
+        RTM_DELNEIGH => wire::u32_at(payload, 4).map(Change::NeighbourGone),
         _ => None,
     }
 }
