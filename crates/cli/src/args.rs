@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::cluster::audit::AuditArgs;
 use crate::cluster::ip::IpCommand;
 use crate::cluster::status::StatusArgs;
 use crate::cni::CniCommand;
@@ -47,6 +48,11 @@ pub(crate) enum Command {
     /// Show how the pod network is doing, of a lab or of any other cluster
     #[command(after_help = "Exit code: 0 healthy, 1 degraded, 2 unreachable")]
     Status(StatusArgs),
+    /// Compare what should be there with what is: ledgers, kernels, API objects, and what packets do
+    #[command(
+        after_help = "Exit code: 0 clean, 1 something differs or a node does not answer, 2 unreachable"
+    )]
+    Audit(AuditArgs),
     /// Show who has which address
     #[command(subcommand)]
     Ip(IpCommand),

@@ -53,6 +53,7 @@ fn run(command: Command) -> Result<u8, UserError> {
         Command::Install(args) => install::run(&args),
         Command::Uninstall(args) => install::uninstall::run(&args),
         Command::Status(args) => cluster::status::run(&args),
+        Command::Audit(args) => cluster::audit::run(&args),
         Command::Ip(command) => cluster::ip::run(&command),
         Command::Agent(args) => service(args.log_format, weft_agent::run(args.args)),
         Command::Operator(args) => service(args.log_format, weft_operator::run(args.args)),

@@ -137,12 +137,7 @@ pub fn look_up(address: Ipv4Addr, seen: &Snapshot, pods: &[Pod]) -> AddressAnswe
             .filter(|pod| !on_host_network(pod) && pod_address(pod) == Some(address))
     };
     let live: Vec<PodRef> = having().filter(|pod| !has_ended(pod)).map(pod_ref).collect();
-    let block = blocks(seen).into_iter().find(|held| held.block.contains(address));
-    let node = seen
-        .nodes
-        .iter()
-        .find(|node| internal_addresses(node).contains(&address))
-        .and_then(|node| node.metadata.name.clone());
+    let (block, node) = node_of(address, seen);
     let problems = contradictions(address, &live, block.as_ref(), node.as_deref());
     let owner = if !live.is_empty() {
         AddressOwner::Pod { pods: live, block }
@@ -207,7 +202,19 @@ pub fn list_addresses(seen: &Snapshot, pods: &[Pod]) -> AddressList {
     }
 }
 
-fn contradictions(
+/// The block that an address lies in, and the node whose own it is.
+pub(crate) fn node_of(address: Ipv4Addr, seen: &Snapshot) -> (Option<BlockRef>, Option<String>) {
+    let block = blocks(seen).into_iter().find(|held| held.block.contains(address));
+    let node = seen
+        .nodes
+        .iter()
+        .find(|node| internal_addresses(node).contains(&address))
+        .and_then(|node| node.metadata.name.clone());
+    (block, node)
+}
+
+/// What can't be true of an address all at once.
+pub(crate) fn contradictions(
     address: Ipv4Addr,
     pods: &[PodRef],
     block: Option<&BlockRef>,

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod audit;
 mod connect;
 #[cfg(test)]
 mod fixture;
@@ -15,6 +16,7 @@ mod status;
 pub use address::{
     AddressAnswer, AddressList, AddressOwner, BlockRef, BlockUse, PodAddress, PodRef, list_addresses, look_up,
 };
+pub use audit::ClusterAudit;
 pub use connect::client;
 pub use kube::Client;
 pub use snapshot::{Snapshot, pods, pods_with};

@@ -1,6 +1,7 @@
 //! Running commands of the host in the namespaces of a lab.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -44,6 +45,20 @@ pub fn node_netns(cluster: &str, node: &str) -> Result<String, UserError> {
     let dir = ClusterDir::new(cluster)?;
     let state = dir.load()?;
     Ok(Machine::new(&dir, state.node(node)?).netns_name)
+}
+
+/// The nodes of a cluster and the sockets of their agents, in the order in which the nodes joined.
+///
+/// # Errors
+/// The cluster does not exist.
+pub fn agent_sockets(cluster: &str) -> Result<Vec<(String, PathBuf)>, UserError> {
+    let dir = ClusterDir::new(cluster)?;
+    let state = dir.load()?;
+    Ok(state
+        .nodes
+        .iter()
+        .map(|node| (node.name.clone(), Machine::new(&dir, node).agent_socket()))
+        .collect())
 }
 
 /// Name of a namespace of the cluster's virtual network.

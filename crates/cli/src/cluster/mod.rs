@@ -1,5 +1,6 @@
 //! Commands about a cluster's pod network, a lab's or any other's.
 
+pub(crate) mod audit;
 pub(crate) mod ip;
 pub(crate) mod status;
 
