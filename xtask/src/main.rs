@@ -10,6 +10,7 @@ mod exec;
 mod host;
 mod image;
 mod interrupt;
+mod invariants;
 mod junit;
 mod kube;
 mod lint;

@@ -409,6 +409,26 @@ fn cnitool() -> Vec<Step> {
     go_steps("cnitool", PACKAGE, "calls the plugin in tests")
 }
 
+/// Injects faults at system calls; without it the tests that need it are skipped, and say so.
+pub(crate) fn strace() -> Result<()> {
+    const NAME: &str = "strace";
+    if host::which(NAME).is_some() {
+        return Ok(());
+    }
+    if !host::has_apt() || !host::is_root() {
+        term::item(
+            Mark::Note,
+            NAME,
+            "not found, optional: tests that inject faults at system calls are skipped",
+        );
+        return Ok(());
+    }
+    term::item(Mark::Bad, NAME, "missing: injects faults at system calls");
+    apt_install(&[NAME])
+        .into_iter()
+        .try_for_each(|step| take(step, false))
+}
+
 /// A program built from its Go module into [`host::tools`], now if it is not there yet; `None` without Go.
 ///
 /// One of the same name elsewhere is of another version, and what is compared with its output would differ.

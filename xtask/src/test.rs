@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::term::{self, Mark};
-use crate::{chart, exec, host, junit, kube, lint, setup};
+use crate::{chart, exec, host, invariants, junit, kube, lint, setup};
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
@@ -35,6 +35,8 @@ enum Part {
     Net,
     /// Whole clusters of namespaces, by the `weft` command (root)
     Lab,
+    /// Faults injected into agent and plugin, an audit after each; prints the table of invariants (root)
+    Faults,
     /// Real Kubernetes: what its API server admits, and what pods, nodes and Services reach on a cluster (root, Go)
     Kube,
 }
@@ -131,6 +133,13 @@ impl Part {
                 self.nextest(filter)
             }
             Self::Net | Self::Lab => self.nextest(filter),
+            Self::Faults => {
+                setup::strace()?;
+                invariants::forget()?;
+                let tally = self.nextest(filter)?;
+                invariants::print()?;
+                Ok(tally)
+            }
             Self::Kube => self.kube(filter),
         }
     }
@@ -164,15 +173,18 @@ impl Part {
     }
 
     /// The nextest expression that selects the part. A test that needs root is told by the name of its file:
-    /// `tests/net*.rs`, `tests/datapath*.rs` and `tests/lab*.rs`; those of the chart are in `tests/chart`, and those that
+    /// `tests/net*`, `tests/datapath*`, `tests/lab*` and `tests/faults*`; those of the chart are in `tests/chart`, and those that
     /// start a real API server in `tests/admission*.rs`.
     fn expression(self, filter: Option<&str>) -> String {
         let part = match self {
             Self::Net => "(kind(test) & binary(/^(net|datapath)/))",
             Self::Lab => "(kind(test) & binary(/^lab/))",
+            Self::Faults => "(kind(test) & binary(/^faults/))",
             Self::Chart => "(kind(test) & binary(/^chart/))",
             Self::Kube => "(kind(test) & binary(/^admission/))",
-            Self::Unit | Self::Lint => "not (kind(test) & binary(/^(net|datapath|lab|chart|admission)/))",
+            Self::Unit | Self::Lint => {
+                "not (kind(test) & binary(/^(net|datapath|lab|faults|chart|admission)/))"
+            }
         };
         filter.map_or_else(|| part.to_owned(), |name| format!("{part} & test(~{name})"))
     }
@@ -232,14 +244,17 @@ impl Part {
 
     fn command(self, verb: &str, filter: Option<&str>) -> Command {
         let mut command = exec::cargo();
-        command.env("PATH", host::path_with_tools()).args([
-            "nextest",
-            verb,
-            "--workspace",
-            "--locked",
-            "-E",
-            &self.expression(filter),
-        ]);
+        command
+            .env("PATH", host::path_with_tools())
+            .env(invariants::VARIABLE, invariants::path())
+            .args([
+                "nextest",
+                verb,
+                "--workspace",
+                "--locked",
+                "-E",
+                &self.expression(filter),
+            ]);
         command
     }
 }

@@ -85,7 +85,7 @@ impl FaultKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::KillAgent => "kill-agent",
-            Self::StopAgent => "stop-agent",
+            Self::StopAgent => "freeze-agent",
             Self::Loss => "loss",
             Self::Mtu => "mtu",
             Self::Partition => "partition",

@@ -141,6 +141,13 @@ impl Supervised {
 // === impl Shared ===
 
 impl Shared {
+    fn is_held(&self) -> bool {
+        !matches!(
+            *self.held.lock().unwrap_or_else(PoisonError::into_inner),
+            Held::No
+        )
+    }
+
     /// Returns when nothing keeps the process from being started.
     async fn released(&self) {
         loop {
@@ -188,7 +195,15 @@ async fn keep_running(shared: Arc<Shared>, mut child: tokio::process::Child, now
             tokio::select! {
                 () = shared.stop.cancelled() => return,
                 () = async {
-                    tokio::time::sleep(backoff).await;
+                    // Somebody who held it, or lets it go, wants it back now.
+                    if shared.is_held() {
+                        backoff = FIRST_BACKOFF;
+                    } else {
+                        tokio::select! {
+                            () = tokio::time::sleep(backoff) => {}
+                            () = shared.hold_changed.notified() => {}
+                        }
+                    }
                     shared.released().await;
                 } => {}
             }

@@ -123,7 +123,7 @@ fn a_frozen_agent_degrades_the_status_until_it_goes_on() {
     let name = Name::new("froz");
     let lab = name.as_str();
     weft_ok(&["lab", "create", lab, "--node-count", "1"]);
-    weft_ok(&["lab", "fault", lab, "stop-agent", "node-1"]);
+    weft_ok(&["lab", "fault", lab, "freeze-agent", "node-1"]);
     let degraded = loop {
         let status = weft(&["status", "--lab", lab]);
         if !status.status.success() {
@@ -141,7 +141,7 @@ fn a_frozen_agent_degrades_the_status_until_it_goes_on() {
     );
     let waited = weft(&["status", "--lab", lab, "--wait", "--wait-duration", "1ms"]);
     assert_eq!(waited.status.code(), Some(1), "{}", text(&waited));
-    weft_ok(&["lab", "fault", lab, "stop-agent", "--clear"]);
+    weft_ok(&["lab", "fault", lab, "freeze-agent", "--clear"]);
     weft_ok(&["status", "--lab", lab, "--wait", "--wait-duration", "60s"]);
 }
 

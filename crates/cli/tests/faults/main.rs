@@ -1,0 +1,12 @@
+//! What must hold whatever dies, whenever: faults injected into a real agent and plugin, an audit after each.
+//!
+//! Each test adds what it counted to the table of invariants that `cargo xtask test faults` prints.
+
+mod bed;
+mod delete;
+mod invariants;
+mod repair;
+#[path = "../lab/support.rs"]
+#[expect(dead_code, reason = "the lab's tests use more of it")]
+mod support;
+mod sweep;
