@@ -64,13 +64,15 @@ fn counts(text: &str) -> Result<BTreeMap<String, Count>> {
 
 /// As Markdown, to be copied to where it is published.
 fn table(counts: &BTreeMap<String, Count>) -> Vec<String> {
-    let width = counts.keys().map(|name| name.chars().count()).max().unwrap_or(0);
+    const NAME: &str = "invariant";
+    let names = counts.keys().map(String::as_str).chain([NAME]);
+    let width = names.map(|name| name.chars().count()).max().unwrap_or(0);
     let row = |name: &str, cells: [&str; 3]| {
         let [checked, violated, worst] = cells;
         format!("| {name:<width$} | {checked:>7} | {violated:>8} | {worst:>9} |")
     };
     let mut lines = vec![
-        row("invariant", ["checked", "violated", "worst"]),
+        row(NAME, ["checked", "violated", "worst"]),
         format!("|-{}-|--------:|---------:|----------:|", "-".repeat(width)),
     ];
     lines.extend(counts.iter().map(|(name, count)| {

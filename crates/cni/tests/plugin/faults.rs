@@ -188,7 +188,7 @@ fn an_answer_to_another_question_is_no_success() {
             hasty(command, &added).run().error(),
             (
                 999,
-                "WEFT-1409: the agent answered with the result of an ADD".to_owned()
+                "WEFT-1409: the agent answered with the result of another command".to_owned()
             )
         );
     }
