@@ -103,9 +103,21 @@ pub(super) fn all_talk(kubectl: &Kubectl, cluster: &Cluster, pods: &BTreeMap<Str
                 .with_context(|| format!("pod on {} to pod on {}", from.node.name, to.node.name))?;
             asked += 1;
         }
+        let url = format!("{service}/hostname");
+        // A Ready pod is not an endpoint in every node's rules yet; only what comes after the first answer counts.
+        let mut refused = None;
+        wait_for("the Service to answer", || {
+            Ok(fetch(kubectl, from, &url)
+                .map_err(|error| refused = Some(error))
+                .ok())
+        })
+        .map_err(|late| match refused.take() {
+            Some(error) => error.context(late),
+            None => late,
+        })?;
         let mut missing: Vec<&str> = pods.values().map(|pod| pod.name.as_str()).collect();
         for _ in 0..100 {
-            let answered = fetch(kubectl, from, &format!("{service}/hostname"))?;
+            let answered = fetch(kubectl, from, &url)?;
             missing.retain(|name| *name != answered);
             if missing.is_empty() {
                 break;

@@ -221,19 +221,19 @@ impl TestCluster {
 
     /// Waits for an event and returns its message.
     pub async fn event(&self, reason: &str) -> String {
+        self.events(reason).await.swap_remove(0)
+    }
+
+    /// Messages of all events with a reason, in no order of time, once there is one.
+    pub async fn events(&self, reason: &str) -> Vec<String> {
         let events: Api<Event> = Api::namespaced(self.client(), "default");
         let is = |event: &Event| event.reason.as_deref() == Some(reason);
         let events = until(events, &format!("event {reason}"), |events| {
             events.iter().any(|event| is(event))
         })
         .await;
-        events
-            .iter()
-            .find(|event| is(event))
-            .unwrap()
-            .message
-            .clone()
-            .unwrap()
+        let with_reason = events.into_iter().filter(|event| is(event));
+        with_reason.map(|event| event.message.unwrap()).collect()
     }
 
     /// Network namespaces of this cluster's pods.
