@@ -12,7 +12,7 @@ use crate::{exec, root};
 /// Runs all checks; one that fails doesn't keep the others from running.
 pub(crate) fn run() -> Result<Tally> {
     let mut tally = Tally::default();
-    for manifest in ["Cargo.toml", "datapath/Cargo.toml"] {
+    for manifest in ["Cargo.toml", "datapath/Cargo.toml", "fuzz/Cargo.toml"] {
         if root().join(manifest).exists() {
             let fmt = ["fmt", "--all", "--manifest-path", manifest, "--check"];
             tally.check(&format!("format {manifest}"), exec::cargo().args(fmt))?;

@@ -7,6 +7,7 @@ mod chart;
 mod demo;
 mod dist;
 mod exec;
+mod fuzz;
 mod host;
 mod image;
 mod interrupt;

@@ -464,6 +464,13 @@ fn go_steps(name: &str, package: &str, purpose: &str) -> Vec<Step> {
     }]
 }
 
+/// Builds the fuzz targets and runs them.
+pub(crate) fn cargo_fuzz() -> Result<()> {
+    cargo_tool("cargo-fuzz", "makes up inputs for parsers")
+        .into_iter()
+        .try_for_each(|step| take(step, false))
+}
+
 fn cargo_tool(name: &str, purpose: &str) -> Vec<Step> {
     if let Some(path) = host::which(name) {
         let version = exec::read(exec::command(&path.to_string_lossy()).arg("--version")).unwrap_or_default();

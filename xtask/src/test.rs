@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::term::{self, Mark};
-use crate::{chart, exec, host, invariants, junit, kube, lint, setup};
+use crate::{chart, exec, fuzz, host, invariants, junit, kube, lint, setup};
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
@@ -29,6 +29,8 @@ enum Part {
     Lint,
     /// Everything that needs no privileges
     Unit,
+    /// Inputs that a fuzzer makes up, ten seconds for each parser
+    Fuzz,
     /// The Helm chart: what it renders, what it refuses
     Chart,
     /// Netlink, nftables and eBPF programs in namespaces of their own (root)
@@ -127,6 +129,10 @@ impl Part {
                 }
                 Ok(tally)
             }
+            Self::Fuzz => {
+                setup::cargo_fuzz()?;
+                fuzz::run(filter)
+            }
             Self::Chart => {
                 // Tests that miss it skip themselves.
                 chart::helm()?;
@@ -182,7 +188,7 @@ impl Part {
             Self::Faults => "(kind(test) & binary(/^faults/))",
             Self::Chart => "(kind(test) & binary(/^chart/))",
             Self::Kube => "(kind(test) & binary(/^admission/))",
-            Self::Unit | Self::Lint => {
+            Self::Unit | Self::Lint | Self::Fuzz => {
                 "not (kind(test) & binary(/^(net|datapath|lab|faults|chart|admission)/))"
             }
         };
