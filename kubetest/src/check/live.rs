@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
+use weft_kernel::rtnl::Rtnl;
 use weft_kernel::{NetNs, sockets};
 
 use super::scene::{PORT, Scene, ask};
@@ -54,6 +55,11 @@ pub(super) const ALL: &[Check] = &[
         name: "operator-dies",
         description: "The leading operator is taken away; another leads, and pods start",
         run: operator_dies,
+    },
+    Check {
+        name: "interface-lost",
+        description: "A pod's interface is deleted on its node; the agent makes it anew, address and all",
+        run: interface_lost,
     },
     Check {
         name: "pool-grows",
@@ -185,6 +191,30 @@ fn operator_dies(scene: &Scene) -> Outcome {
     new_pod_answers(scene, "after-operator")?;
     let (pod, _) = after.split_once('_').unwrap_or((&after, ""));
     yes(format!("{pod} leads after {:.1} s", took.as_secs_f64()))
+}
+
+fn interface_lost(scene: &Scene) -> Outcome {
+    if let Some(not_here) = not_weft(scene) {
+        return Ok(not_here);
+    }
+    let name = "loses-its-interface";
+    let pod = scene.new_pod(name, &scene.b.node)?;
+    let node = NetNs::named(&scene.cluster.node_netns(&scene.b.node.name))?;
+    let mut rtnl = Rtnl::open_in(&node)?;
+    let index = rtnl
+        .route_to(pod.address.into())?
+        .oif
+        .context("the node has no route to the pod")?;
+    let lost = rtnl.get_link(index)?.name;
+    rtnl.delete_link(index)?;
+    let began = Instant::now();
+    wait_for("the pod to answer again", || {
+        let answer = scene.fetch(&scene.a, &format!("{}:{PORT}/hostname", pod.address));
+        Ok(answer.ok().filter(|answer| answer == name))
+    })?;
+    let took = began.elapsed();
+    scene.read(&["delete", "pod", name, "--timeout=60s"])?;
+    yes(format!("{lost}, answers after {:.1} s", took.as_secs_f64()))
 }
 
 pub(super) fn not_weft(scene: &Scene) -> Option<Held> {
