@@ -8,7 +8,9 @@
 //! ```
 
 mod pass;
+mod reaper;
 
+use self::reaper::Reaper;
 use crate::node::{lock, no_ipv6};
 use crate::pass::Pass;
 use sha2::{Digest, Sha256};
@@ -81,6 +83,16 @@ pub struct Wiring {
     datapath: Arc<Mutex<Datapath>>,
     /// Whether the programs of all pods are this agent's.
     adopted: AtomicBool,
+    reaper: Reaper,
+}
+
+/// When the interface of an attachment that is taken away goes.
+#[derive(Clone, Copy, Debug)]
+enum Removal {
+    /// Before the call returns.
+    AtOnce,
+    /// With others, in a moment.
+    Soon,
 }
 
 // === impl Attachment ===
@@ -173,6 +185,7 @@ impl Wiring {
         Self {
             datapath,
             adopted: AtomicBool::new(false),
+            reaper: Reaper::new(),
         }
     }
 
@@ -196,20 +209,23 @@ impl Wiring {
                 },
             )
         };
-        match create(&mut node) {
-            Err(error) if error.is_exists() => {
-                if self.remove_leftover(&mut node, attachment)? {
-                    create(&mut node)?;
-                } else {
-                    return Err(WiringError::InterfaceExists {
-                        name: attachment.pod_name().into(),
-                    });
-                }
-            }
-            created => created?,
+        let mut created = create(&mut node);
+        if is_taken(&created) {
+            // What was just taken away and is still to go may have the names of both ends.
+            node.delete_group(reaper::DOOMED)?;
+            created = create(&mut node);
         }
+        if is_taken(&created) && self.remove_leftover(&mut node, attachment)? {
+            created = create(&mut node);
+        }
+        if is_taken(&created) {
+            return Err(WiringError::InterfaceExists {
+                name: attachment.pod_name().into(),
+            });
+        }
+        created?;
         self.fill(&mut node, attachment, netns, mtu).inspect_err(|_| {
-            if let Err(error) = self.detach(attachment) {
+            if let Err(error) = self.remove(attachment, Removal::AtOnce) {
                 tracing::warn!(%attachment, %error, "could not take back a failed attachment");
             }
         })
@@ -263,17 +279,11 @@ impl Wiring {
             return Ok(false);
         };
         owned(&link, attachment)?;
-        self.detach(attachment)?;
+        self.remove(attachment, Removal::AtOnce)?;
         Ok(true)
     }
-}
 
-impl PodKernel for Wiring {
-    fn attach(&self, attachment: &Attachment, netns: &NetNs, mtu: u32) -> Result<(), WiringError> {
-        self.make(attachment, netns, mtu)
-    }
-
-    fn detach(&self, attachment: &Attachment) -> Result<(), WiringError> {
+    fn remove(&self, attachment: &Attachment, removal: Removal) -> Result<(), WiringError> {
         let name = attachment.host_name();
         let mut node = Rtnl::open()?;
         let link = node.link(&name)?;
@@ -283,10 +293,26 @@ impl PodKernel for Wiring {
         lock(&self.datapath).endpoints().remove(&attachment.ip())?;
         // The programs go with the interface. Without the endpoint they drop what the pod still sends; taken off
         // first, they would leave it to the node's stack.
-        if let Some(link) = link {
-            node.delete_link(link.index)?;
+        let Some(link) = link else { return Ok(()) };
+        match removal {
+            Removal::AtOnce => _ = node.delete_link(link.index)?,
+            Removal::Soon => {
+                // The MTU is no part of a route's key.
+                node.delete_route(&attachment.host_route(link.index, link.mtu))?;
+                self.reaper.doom(&mut node, link.index)?;
+            }
         }
         Ok(())
+    }
+}
+
+impl PodKernel for Wiring {
+    fn attach(&self, attachment: &Attachment, netns: &NetNs, mtu: u32) -> Result<(), WiringError> {
+        self.make(attachment, netns, mtu)
+    }
+
+    fn detach(&self, attachment: &Attachment) -> Result<(), WiringError> {
+        self.remove(attachment, Removal::Soon)
     }
 
     fn check(
@@ -349,6 +375,7 @@ impl PodKernel for Wiring {
         let links = Rtnl::open()?.links()?;
         Ok(links
             .iter()
+            .filter(|link| !reaper::is_doomed(link))
             .filter_map(|link| link.alias.as_deref().and_then(key_of_alias))
             .collect())
     }
@@ -424,6 +451,10 @@ fn inside(attachment: &Attachment, mtu: u32) -> Result<Differences, weft_kernel:
         format!("permanent neighbour {GATEWAY} of {name} is missing in the pod")
     });
     Ok(found)
+}
+
+fn is_taken(created: &Result<(), weft_kernel::Error>) -> bool {
+    created.as_ref().is_err_and(weft_kernel::Error::is_exists)
 }
 
 fn owned(link: &Link, attachment: &Attachment) -> Result<(), WiringError> {

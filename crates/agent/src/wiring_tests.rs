@@ -230,6 +230,71 @@ fn detach_never_touches_an_interface_of_somebody_else() {
 }
 
 #[test]
+fn what_is_taken_away_is_cut_off_at_once_and_goes_a_little_later_with_others() {
+    on_a_node(|node| {
+        let pods: Vec<_> = (1..4).map(pod).collect();
+        for (pod, netns) in &pods {
+            node.wiring.attach(pod, netns, MTU).unwrap();
+        }
+        let [(a, in_a), (b, in_b), (stays, in_stays)] = &pods[..] else {
+            unreachable!()
+        };
+        assert!(delivers(in_b, in_stays, stays.address));
+        let mut rtnl = Rtnl::open().unwrap();
+        let indices = [a, b].map(|pod| rtnl.link_index(&pod.host_name()).unwrap());
+        for pod in [a, b] {
+            node.wiring.detach(pod).unwrap();
+        }
+        assert!(!delivers(in_b, in_stays, stays.address));
+        let attached = node.wiring.attached().unwrap();
+        assert_eq!(attached, [stays.key.clone()]);
+        let mut looking = Pass::looking();
+        let held = [stays.clone()];
+        node.wiring.pass(&held, MTU, &mut looking).unwrap();
+        assert_eq!(looking.into_findings(), []);
+
+        // Its names are free, whether the kernel has removed it by now or not.
+        node.wiring.attach(a, in_a, MTU).unwrap();
+        assert!(delivers(in_a, in_stays, stays.address));
+        let mut left = indices.to_vec();
+        for _ in 0..500 {
+            left.retain(|&index| rtnl.link(index).unwrap().is_some());
+            if left.is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("still there: {left:?}");
+    });
+}
+
+#[test]
+fn what_an_agent_did_not_get_to_remove_is_found_by_the_next() {
+    on_a_node(|node| {
+        let (pod, netns) = pod(1);
+        node.wiring.attach(&pod, &netns, MTU).unwrap();
+        let mut rtnl = Rtnl::open().unwrap();
+        rtnl.set_group(pod.host_name().as_str(), reaper::DOOMED).unwrap();
+        let mut mending = Pass::mending();
+        node.wiring.pass(&[], MTU, &mut mending).unwrap();
+        let found = mending.into_findings();
+        assert!(
+            found
+                .iter()
+                .any(|finding| finding.what.contains("of a pod that is gone is there still")),
+            "{found:?}"
+        );
+        for _ in 0..500 {
+            if rtnl.link(pod.host_name().as_str()).unwrap().is_none() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("{} is there still", pod.host_name());
+    });
+}
+
+#[test]
 fn check_names_whatever_is_missing_or_changed() {
     on_a_node(|node| {
         let (a, netns) = pod(1);

@@ -1,5 +1,6 @@
 //! The node's side of all attachments, compared with the ledger and put right.
 
+use super::reaper::is_doomed;
 use super::{Attachment, LOOSE, POD_PROGRAMS, Wiring, WiringError, host_mtu, key_of_alias};
 use crate::node::lock;
 use crate::pass::Pass;
@@ -30,8 +31,9 @@ impl Wiring {
         pass: &mut Pass,
     ) -> Result<(), WiringError> {
         let mut node = Rtnl::open()?;
-        let links: BTreeMap<AttachmentKey, Link> = node
-            .links()?
+        let reaping = self.reaper.is_busy();
+        let (doomed, links): (Vec<Link>, Vec<Link>) = node.links()?.into_iter().partition(is_doomed);
+        let links: BTreeMap<AttachmentKey, Link> = links
             .into_iter()
             .filter_map(|link| Some((key_of_alias(link.alias.as_deref()?)?, link)))
             .collect();
@@ -56,6 +58,14 @@ impl Wiring {
         )?;
         if pass.is_of_maps_only() {
             return Ok(());
+        }
+        // A removal takes longer than this list does: one that is under way shows before or behind it.
+        let left = !reaping && !self.reaper.is_busy();
+        for link in doomed.iter().filter(|_| left) {
+            let what = format!("interface {} of a pod that is gone is there still", link.name);
+            if pass.differs(FindingKind::Link, "nobody", what) {
+                self.reaper.wake();
+            }
         }
         // At the first pass the programs may be those of an earlier agent, to be replaced by this one's.
         let adopted = self.adopted.load(Ordering::Relaxed);

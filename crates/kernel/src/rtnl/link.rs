@@ -48,6 +48,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// Index of the bridge or other link that this one is a port of.
     pub master: Option<u32>,
+    /// The group it was put into; 0 for most.
+    pub group: u32,
     /// Index of the other end of a veth pair, or of the lower device.
     pub peer: Option<u32>,
     /// This namespace's id for the one that the peer lives in (RTM_GETNSID),
@@ -332,6 +334,31 @@ impl Rtnl {
         )
     }
 
+    /// Puts a link into a group. Returns whether it was in another one.
+    ///
+    /// # Errors
+    /// There is no such link.
+    pub fn set_group<'a>(&mut self, link: impl Into<LinkRef<'a>>, group: u32) -> Result<bool> {
+        let link = self.get_link(link)?;
+        self.change(&link, "set group of", link.group != group, 0, 0, |m| {
+            m.u32(IFLA_GROUP, group)
+        })
+    }
+
+    /// Removes all links of a group, of veth pairs both ends, in the time of one. Returns whether there were any.
+    ///
+    /// # Errors
+    /// One of them is of a kind that can't be removed (`EOPNOTSUPP`), or the group is 0 (`EPERM`): none is removed.
+    pub fn delete_group(&mut self, group: u32) -> Result<bool> {
+        let message = Message::new(RTM_DELLINK, NLM_F_REQUEST | NLM_F_ACK)
+            .raw(&ifinfomsg(0, 0, 0))
+            .u32(IFLA_GROUP, group);
+        removed(
+            self.request(message)
+                .map_err(|cause| Error::new("delete links of group", group, cause)),
+        )
+    }
+
     fn create(
         &mut self,
         operation: &'static str,
@@ -440,6 +467,7 @@ impl Link {
                 .map(wire::text)
                 .filter(|alias| !alias.is_empty()),
             master: number(IFLA_MASTER),
+            group: number(IFLA_GROUP).unwrap_or_default(),
             peer: number(IFLA_LINK).filter(|peer| *peer != 0),
             peer_netns: number(IFLA_LINK_NETNSID).map(u32::cast_signed),
             vxlan_external_port,

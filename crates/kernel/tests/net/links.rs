@@ -61,6 +61,30 @@ fn pair(node: &TestNs, pod: &TestNs) -> (u32, u32) {
 }
 
 #[test]
+fn the_links_of_a_group_go_together_and_no_others() {
+    needs_root!();
+    let (node, pod) = (TestNs::new("node"), TestNs::new("pod"));
+    let (host, inside) = pair(&node, &pod);
+    let mut rtnl = node.rtnl();
+    rtnl.create_bridge(&LinkSpec::new("bridge")).unwrap();
+    rtnl.create_bridge(&LinkSpec::new("stays")).unwrap();
+    assert!(!rtnl.delete_group(77).unwrap());
+    for link in ["weft0001", "bridge"] {
+        assert!(rtnl.set_group(link, 77).unwrap());
+        assert!(!rtnl.set_group(link, 77).unwrap());
+    }
+    assert_eq!(node.ip("link show weft0001")[0]["group"], json!("77"));
+    assert!(rtnl.delete_group(77).unwrap());
+    let left: Vec<String> = rtnl.links().unwrap().into_iter().map(|link| link.name).collect();
+    assert!(left.contains(&"stays".to_owned()), "{left:?}");
+    assert!(!left.contains(&"bridge".to_owned()), "{left:?}");
+    assert_eq!(rtnl.link(host).unwrap(), None);
+    assert_eq!(pod.rtnl().link(inside).unwrap(), None);
+    // Everybody is in group 0.
+    assert!(rtnl.delete_group(0).is_err());
+}
+
+#[test]
 fn a_veth_pair_appears_whole_in_both_namespaces() {
     needs_root!();
     let (node, pod) = (TestNs::new("node"), TestNs::new("pod"));
