@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::Serialize;
 use weft_api::{NodeNetwork, NodeSliceEntry, PodPool, Transport};
@@ -263,8 +263,11 @@ fn node(name: &str, node: &Node, network: Option<&NodeNetwork>) -> NodeState {
             problems.push(format!("its agent does not serve new pods: {}", ready.message));
         }
         (Some(_), Some(_)) => {
-            // An agent that has gone leaves its last word; the kubelet asks the plugin all the time.
-            if let Err(why) = kubelet_ready(node) {
+            // An agent that has gone leaves its last word. The operator sees it go, and the kubelet asks the plugin all
+            // the time.
+            if let Some(why) = unavailable(node) {
+                problems.push(format!("its network is unavailable: {why}"));
+            } else if let Err(why) = kubelet_ready(node) {
                 problems.push(format!("its kubelet is not ready: {why}"));
             }
         }
@@ -411,15 +414,23 @@ fn condition<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Conditi
 }
 
 fn kubelet_ready(node: &Node) -> Result<(), String> {
-    let mut conditions = node
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    match conditions.find(|condition| condition.type_ == "Ready") {
+    match node_condition(node, "Ready") {
         Some(ready) if ready.status == "True" => Ok(()),
         Some(ready) => Err(ready.message.clone().unwrap_or_default()),
         None => Err("it has not reported yet".to_owned()),
     }
+}
+
+/// Why the node takes no pods for the sake of its network, by the condition that the operator keeps.
+fn unavailable(node: &Node) -> Option<&str> {
+    let condition = node_condition(node, "NetworkUnavailable")?;
+    (condition.status == "True").then(|| condition.message.as_deref().unwrap_or_default())
+}
+
+fn node_condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
+    let status = node.status.as_ref()?;
+    let mut conditions = status.conditions.iter().flatten();
+    conditions.find(|condition| condition.type_ == kind)
 }
 
 #[cfg(test)]

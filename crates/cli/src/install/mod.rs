@@ -126,7 +126,7 @@ impl TargetArgs {
 pub(crate) fn run(args: &InstallArgs) -> Result<u8, UserError> {
     let changes = args.changes()?;
     if args.dry_run {
-        for object in objects::all(&changes)? {
+        for object in objects::all(&changes, None)? {
             out::line("---");
             out::document(&object, Output::Yaml)?;
         }
@@ -141,10 +141,10 @@ async fn install(args: &InstallArgs, mut changes: Changes) -> Result<(), UserErr
     let facts = Facts::read(&client).await?;
     changes.one_node = facts.nodes.len() == 1;
     let existing = default_pool(&client).await?;
-    let mut objects = objects::all(&changes)?;
+    let mut objects = objects::all(&changes, existing.as_ref())?;
 
     if existing.is_some() && !changes.pool() {
-        // It may have grown since; the defaults of a flag would shrink it.
+        // Applying it would make this command the owner of what others have set.
         objects.retain(|object| kind(object) != "PodPool");
         out::note("note: PodPool default is there and left as it is");
     }

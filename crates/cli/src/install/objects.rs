@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use serde_json::{Value, json};
-use weft_api::Ipam;
+use weft_api::{Ipam, PodPoolSpec};
 use weft_model::{BlockSize, PodCidr, UserError, codes};
 
 /// `cargo xtask chart` renders it; tests keep it equal to the chart.
@@ -117,9 +117,14 @@ fn chain_portmap(agent: &mut Value) {
 
 /// All objects in the order in which they are applied: what others need comes first, what runs comes last.
 ///
+/// What no flag says of the pool is as `existing` has it, where there is one: the chart's ranges would shrink it.
+///
 /// # Errors
 /// None in a build whose tests passed: the manifests are part of it.
-pub(super) fn all(changes: &Changes) -> Result<Vec<DynamicObject>, UserError> {
+pub(super) fn all(
+    changes: &Changes,
+    existing: Option<&PodPoolSpec>,
+) -> Result<Vec<DynamicObject>, UserError> {
     let defect = |error: &dyn std::fmt::Display| {
         UserError::new(
             codes::MALFORMED_YAML,
@@ -128,6 +133,12 @@ pub(super) fn all(changes: &Changes) -> Result<Vec<DynamicObject>, UserError> {
         )
     };
     let mut values: Vec<Value> = serde_saphyr::from_multiple(MANIFEST).map_err(|error| defect(&error))?;
+    if let Some(spec) = existing {
+        let spec = serde_json::to_value(spec).map_err(|error| defect(&error))?;
+        for pool in values.iter_mut().filter(|value| value["kind"] == "PodPool") {
+            pool["spec"] = spec.clone();
+        }
+    }
     values.iter_mut().for_each(|value| changes.apply_to(value));
     for definition in weft_api::crds() {
         values.push(serde_json::to_value(definition).map_err(|error| defect(&error))?);

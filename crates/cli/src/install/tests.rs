@@ -4,14 +4,14 @@ use std::path::Path;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
-use weft_api::Ipam;
+use weft_api::{Ipam, PodPoolSpec};
 use weft_model::codes;
 
 use super::objects::{Changes, all, describe, kind, resource};
 use super::preflight::{Facts, NodeFacts};
 
 fn shipped() -> Vec<DynamicObject> {
-    all(&Changes::default()).unwrap()
+    all(&Changes::default(), None).unwrap()
 }
 
 fn find<'a>(objects: &'a [DynamicObject], wanted: &str, name: &str) -> &'a DynamicObject {
@@ -67,7 +67,7 @@ fn flags_change_what_they_name_and_nothing_else() {
         cni_conf_dir: Some("/k3s/net.d".into()),
         ..Changes::default()
     };
-    let changed = all(&changes).unwrap();
+    let changed = all(&changes, None).unwrap();
     assert_eq!(
         find(&changed, "PodPool", "default").data["spec"],
         json!({"cidrs": ["10.9.0.0/16", "10.11.0.0/16"], "blockSize": 26})
@@ -93,7 +93,7 @@ fn flags_change_what_they_name_and_nothing_else() {
     for (object, shipped) in changed.into_iter().map(undo) {
         assert_eq!(object, shipped);
     }
-    let agent = all(&changes).unwrap();
+    let agent = all(&changes, None).unwrap();
     let agent = &find(&agent, "DaemonSet", "weft-agent").data["spec"]["template"]["spec"];
     assert_eq!(agent["initContainers"][0]["image"], "r.example/weft:1");
     assert_eq!(agent["containers"][0]["image"], "r.example/weft:1");
@@ -107,7 +107,7 @@ fn a_node_selector_is_that_of_agents_and_pool_and_portmap_is_chained_as_the_char
         one_node: true,
         ..Changes::default()
     };
-    let changed = all(&changes).unwrap();
+    let changed = all(&changes, None).unwrap();
     assert_eq!(
         find(&changed, "PodPool", "default").data["spec"]["nodeSelector"],
         json!({"matchLabels": {"weft.dev/network": "weft"}})
@@ -137,8 +137,27 @@ fn with_ranges_of_nodes_the_pool_has_no_block_size() {
         ..Changes::default()
     };
     assert_eq!(
-        find(&all(&changes).unwrap(), "PodPool", "default").data["spec"],
+        find(&all(&changes, None).unwrap(), "PodPool", "default").data["spec"],
         json!({"cidrs": ["10.244.0.0/16"], "ipam": "node"})
+    );
+}
+
+#[test]
+fn a_pool_that_is_there_keeps_what_no_flag_names() {
+    let grown =
+        json!({"cidrs": ["10.9.0.0/16", "10.11.0.0/16"], "retiring": ["10.9.0.0/16"], "blockSize": 25});
+    let existing: PodPoolSpec = serde_json::from_value(grown).unwrap();
+    let changes = Changes {
+        node_labels: [("weft.dev/network".to_owned(), "weft".to_owned())].into(),
+        ..Changes::default()
+    };
+    let spec = &find(&all(&changes, Some(&existing)).unwrap(), "PodPool", "default").data["spec"].clone();
+    assert_eq!(spec["cidrs"], json!(["10.9.0.0/16", "10.11.0.0/16"]));
+    assert_eq!(spec["retiring"], json!(["10.9.0.0/16"]));
+    assert_eq!(spec["blockSize"], json!(25));
+    assert_eq!(
+        spec["nodeSelector"],
+        json!({"matchLabels": {"weft.dev/network": "weft"}})
     );
 }
 

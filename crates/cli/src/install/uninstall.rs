@@ -66,7 +66,7 @@ async fn uninstall(args: &UninstallArgs) -> Result<(), UserError> {
     let namespace = namespace.unwrap_or_else(|| NAMESPACE.to_owned());
     let release = had.and_then(|set| set.annotations().get(RELEASE).cloned());
     let cleanup = had.map(|set| cleanup(set, args.force, &namespace)).transpose()?;
-    let all: Vec<DynamicObject> = objects::all(&Changes::default())?
+    let all: Vec<DynamicObject> = objects::all(&Changes::default(), None)?
         .into_iter()
         .map(|object| in_namespace(object, &namespace))
         .collect();

@@ -109,6 +109,22 @@ fn the_agents_word_comes_before_the_kubelets() {
         ["Node(\"b\"): its kubelet is not ready: the plugin answers nothing"],
         "an agent that has gone leaves its last word"
     );
+    let conditions = seen.nodes[1]
+        .status
+        .as_mut()
+        .unwrap()
+        .conditions
+        .as_mut()
+        .unwrap();
+    conditions.push(object(condition(
+        "NetworkUnavailable",
+        "True",
+        "no pod of weft-agent is Ready",
+    )));
+    assert_eq!(
+        problems(&seen),
+        ["Node(\"b\"): its network is unavailable: no pod of weft-agent is Ready"]
+    );
     seen.networks[1].status.as_mut().unwrap().conditions[0] =
         object(condition("Ready", "False", "waiting for a block"));
     assert_eq!(
