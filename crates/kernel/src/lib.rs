@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod conntrack;
 mod error;
+pub mod ipsec;
 pub mod mount;
 mod netlink;
 pub mod netns;

@@ -34,6 +34,8 @@ pub struct Link {
     pub name: String,
     /// `veth`, `vxlan`, `bridge` ...; `None` for hardware and `lo`.
     pub kind: Option<String>,
+    /// Its packets have Ethernet headers (`ARPHRD_ETHER`).
+    pub ethernet: bool,
     /// Ethernet address, where the link has one.
     pub mac: Option<Mac>,
     /// Largest layer 3 packet, in bytes.
@@ -436,6 +438,7 @@ impl Rtnl {
 impl Link {
     /// Reads the payload of `RTM_NEWLINK` and `RTM_DELLINK`.
     pub(super) fn parse(payload: &[u8]) -> Option<Self> {
+        let hardware = u16::from_ne_bytes(*payload.get(2..)?.first_chunk()?);
         let index = wire::u32_at(payload, 4)?;
         let flags = wire::u32_at(payload, 8)?;
         let attrs = Attrs::after(payload, IFINFOMSG);
@@ -454,6 +457,7 @@ impl Link {
             index,
             name: wire::text(attrs.find(IFLA_IFNAME)?),
             kind,
+            ethernet: hardware == libc::ARPHRD_ETHER,
             mac: attrs
                 .find(IFLA_ADDRESS)
                 .and_then(|value| value.try_into().ok())

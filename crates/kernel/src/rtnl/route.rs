@@ -105,6 +105,9 @@ pub struct RouteLookup {
     pub gateway: Option<IpAddr>,
     /// The source address that would be used.
     pub src: Option<IpAddr>,
+    /// MTU of the path in bytes, where the kernel knows one: the route's, or what a router on the way has said
+    /// (RFC 1191), which it forgets after `net.ipv4.route.mtu_expires` seconds.
+    pub mtu: Option<u32>,
 }
 
 // === impl Rtnl ===
@@ -363,10 +366,7 @@ impl Route {
             onlink: header.flags & RTNH_F_ONLINK != 0,
             src: address(RTA_PREFSRC),
             scope: header.scope.into(),
-            mtu: attrs
-                .find(RTA_METRICS)
-                .and_then(|metrics| Attrs::new(metrics).find(RTAX_MTU))
-                .and_then(|value| wire::u32_at(value, 0)),
+            mtu: path_mtu(attrs),
             protocol: header.protocol,
         }))
     }
@@ -401,6 +401,7 @@ impl RouteLookup {
             oif: attrs.find(RTA_OIF).and_then(|value| wire::u32_at(value, 0)),
             gateway: attrs.find(RTA_GATEWAY).and_then(address_of),
             src: attrs.find(RTA_PREFSRC).and_then(address_of),
+            mtu: path_mtu(attrs),
         })
     }
 }
@@ -455,6 +456,11 @@ impl From<Scope> for u8 {
             Scope::Other(other) => other,
         }
     }
+}
+
+fn path_mtu(attrs: Attrs<'_>) -> Option<u32> {
+    let metrics = Attrs::new(attrs.find(RTA_METRICS)?);
+    wire::u32_at(metrics.find(RTAX_MTU)?, 0)
 }
 
 /// `struct rtmsg`, without the parts that stay zero.
