@@ -51,6 +51,15 @@ pub struct Desired {
 // === impl Desired ===
 
 impl Desired {
+    /// Where the tunnels to other nodes end.
+    pub fn tunnel_ends(&self) -> BTreeSet<Ipv4Addr> {
+        let ends = self.prefixes.values().filter_map(|prefix| match prefix {
+            Prefix::RemoteBlock { underlay } | Prefix::RemoteNode { underlay } => Some(*underlay),
+            Prefix::LocalBlock | Prefix::SelfNode | Prefix::Pool | Prefix::Native => None,
+        });
+        ends.collect()
+    }
+
     /// Whether only what is in the two maps of other nodes tells this wish from `other`.
     pub fn is_same_but_peers(&self, other: &Self) -> bool {
         let Self {

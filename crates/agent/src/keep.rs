@@ -2,7 +2,7 @@
 //! kernel, and from time to time in any case.
 
 use crate::configuration::{self, Configuration};
-use crate::node::{NodeNet, OVERLAY, Readiness, lock};
+use crate::node::{NodeNet, OVERLAY, Readiness, Selection, lock};
 use crate::pods::Pods;
 use crate::probe::{self, Probe};
 use crate::saved::Saved;
@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use weft_kernel::bpf::{Datapath, Fingerprint, Print};
+use weft_kernel::ipsec::{Ipsec, Policies};
 use weft_kernel::nft::NftMonitor;
 use weft_kernel::rtnl::{Change, Link, MAIN_TABLE, Monitor, RTPROT_WEFT, Rtnl};
 use weft_kernel::sysctl::{self, Key};
@@ -74,6 +75,8 @@ pub struct Findings {
     pub configuration: configuration::State,
     /// A route of the node that overlaps the pod CIDRs, in words; `None` before the first look.
     pub overlap: Option<Option<String>>,
+    /// How packets get to other nodes; `None` before the first full pass.
+    pub selection: Option<Selection>,
 }
 
 /// Keeps until it is told to stop or the channel of wakes closes.
@@ -196,9 +199,12 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
                 Err(error) => tracing::warn!(%error, "cannot read the node's routes"),
             }
         }
-        // A route of somebody else's for a pod's address has taken the place of Weft's.
+        // A route of somebody else's for a pod's address has taken the place of Weft's, or one to a node leads elsewhere.
         if only(|wake| *wake == Wake::Routes) && net.is_settled() && !overlaps {
-            continue;
+            let desired = view.borrow().desired.clone();
+            if !desired.is_some_and(|desired| net.is_underlay_changed(&desired)) {
+                continue;
+            }
         }
         // A plugin that met a busy agent leaves its DEL for later, too.
         if let Err(error) = pods.replay_intents() {
@@ -222,6 +228,9 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
                     net.forget_other_versions();
                     adopting = false;
                 }
+                publish(&findings, |findings| {
+                    findings.selection = net.selection().cloned();
+                });
                 saved.save(&desired);
                 (failures, full_at) = (0, Instant::now() + FULL_PASS);
                 Readiness::Ready { mtu }
@@ -362,11 +371,20 @@ pub fn watch_kernel(
     Ok(())
 }
 
-/// Wakes the keeper when maps, links of programs or parameters change.
+/// Wakes the keeper when maps, links of programs, parameters or IPsec policies change.
 fn watch_maps(events: &Sender<Wake>, datapath: &Mutex<Datapath>, maps: &Fingerprint) {
     let mut last: Option<(u64, Print)> = None;
+    // Where it can't be opened, a full pass says so.
+    let mut ipsec = Ipsec::open().ok();
+    let mut policies: Option<Policies> = None;
     loop {
         thread::sleep(LOOK);
+        let found = ipsec.as_mut().and_then(|ipsec| ipsec.policies().ok());
+        if std::mem::replace(&mut policies, found).is_some_and(|before| found != Some(before))
+            && events.send(Wake::Kernel).is_err()
+        {
+            return;
+        }
         let now = {
             let datapath = lock(datapath);
             maps.read().map(|print| (datapath.writes(), print))

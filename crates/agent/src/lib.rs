@@ -54,7 +54,7 @@ use weft_cni::install::{CONF_NAME, Chained, ConfName};
 use weft_cni::intent::Intents;
 use weft_ipam::{Ledger, Recovery, SystemClock};
 use weft_kernel::bpf::{Counters, Datapath, Fingerprint, Options};
-use weft_model::{NodeName, UserError, codes};
+use weft_model::{NodeName, TransportChoice, UserError, codes};
 
 /// The socket that the plugin calls, in the run directory.
 const SOCKET: &str = "agent.sock";
@@ -95,6 +95,11 @@ pub struct Args {
     /// UDP port of the overlay, the same on all nodes.
     #[arg(long, value_name = "PORT", default_value_t = 8472)]
     pub vxlan_port: u16,
+
+    /// How packets get to other nodes: direct, past the VXLAN device, where the node can; device; or auto, the first
+    /// where it is possible and else the second. Nodes of all kinds understand each other.
+    #[arg(long, value_name = "auto|direct|device", default_value_t)]
+    pub transport: TransportChoice,
 
     /// Where to serve /metrics, /healthz and /readyz.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9465")]
@@ -179,6 +184,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let settings = Settings {
         uplink: args.uplink.clone(),
         vxlan_port: args.vxlan_port,
+        transport: args.transport,
         originals: Originals::of(&args.state_dir),
     };
     keep::watch_kernel(&waker, &datapath, Fingerprint::open(&args.pin_dir)?)?;

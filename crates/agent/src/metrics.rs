@@ -34,6 +34,11 @@ pub struct KindLabels {
     pub kind: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct TransportLabels {
+    pub transport: &'static str,
+}
+
 /// What the kernel counts, read when somebody asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -51,6 +56,7 @@ pub struct Metrics {
     addresses: Family<StateLabels, Gauge>,
     repairs: Family<KindLabels, Counter>,
     peers: Gauge,
+    transports: Family<TransportLabels, Gauge>,
 }
 
 struct Datapath<F>(F);
@@ -96,6 +102,12 @@ impl Metrics {
         );
         let peers = Gauge::default();
         registry.register("peers", "Other nodes this node has tunnels to", peers.clone());
+        let transports = Family::default();
+        registry.register(
+            "transport",
+            "How packets get to other nodes: 1 for the transport that does it, 0 for the other",
+            transports.clone(),
+        );
         registry.register_collector(Box::new(Datapath(datapath)));
         Self {
             registry,
@@ -104,6 +116,7 @@ impl Metrics {
             addresses,
             repairs,
             peers,
+            transports,
         }
     }
 
@@ -126,6 +139,15 @@ impl Metrics {
 
     pub fn peers(&self, count: usize) {
         self.peers.set(signed(count as u64));
+    }
+
+    /// Says that `transport` takes packets to other nodes, and no other.
+    pub fn transport(&self, transport: &'static str) {
+        for other in ["device", "direct"] {
+            self.transports
+                .get_or_create(&TransportLabels { transport: other })
+                .set(i64::from(other == transport));
+        }
     }
 
     /// The OpenMetrics text of all series.

@@ -2,6 +2,9 @@
 
 mod overlay;
 mod routes;
+mod transport;
+
+pub use transport::Selection;
 
 use crate::desired::{Desired, Prefix};
 use crate::metrics::Metrics;
@@ -15,12 +18,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use weft_abi::VXLAN_OVERHEAD;
-use weft_kernel::bpf::{Attachment, Datapath, NodeConfig, PrefixTarget, Program, Transport};
+use weft_kernel::bpf::{Attachment, Datapath, NodeConfig, PrefixTarget, Program};
+use weft_kernel::ipsec::Ipsec;
 use weft_kernel::nft::{Applied, Nft, Ruleset, WeftNft, weft_table};
 use weft_kernel::rtnl::{Link, Rtnl};
 use weft_kernel::sysctl::Key;
 use weft_model::audit::{Finding, FindingKind, Remedy, Repaired};
-use weft_model::{Mac, UserError, codes};
+use weft_model::{Mac, TransportChoice, UserError, codes};
 
 /// The VXLAN device.
 pub const OVERLAY: &str = "weft0";
@@ -56,6 +60,8 @@ pub struct Settings {
     pub uplink: Option<String>,
     /// UDP port of the overlay.
     pub vxlan_port: u16,
+    /// How packets are to get to other nodes.
+    pub transport: TransportChoice,
     /// Where values of the whole node's parameters are noted before they are changed.
     pub originals: Originals,
 }
@@ -66,13 +72,26 @@ pub struct NodeNet {
     settings: Settings,
     rtnl: Rtnl,
     nft: Nft,
+    /// Opened when first needed, and again after it failed.
+    ipsec: Option<Ipsec>,
     rules: Option<Rules>,
     datapath: Arc<Mutex<Datapath>>,
     metrics: Arc<Metrics>,
     /// The last wish that was carried out in full: a difference from it is somebody else's doing.
     done: Option<Arc<Desired>>,
+    /// What the last full pass found below the overlay.
+    underlay: Option<Underlay>,
     /// What was put right, the last first.
     repaired: VecDeque<(Instant, Finding)>,
+}
+
+/// The network below the overlay, as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Underlay {
+    uplink: Link,
+    /// MTU of pods in bytes.
+    mtu: u32,
+    selection: Selection,
 }
 
 // === impl NodeNet ===
@@ -89,10 +108,12 @@ impl NodeNet {
             settings,
             rtnl: Rtnl::open()?,
             nft: Nft::open()?,
+            ipsec: None,
             rules: None,
             datapath,
             metrics,
             done: None,
+            underlay: None,
             repaired: VecDeque::new(),
         })
     }
@@ -114,11 +135,14 @@ impl NodeNet {
             takeover::new_blocks_are_free(&mut self.rtnl, desired)?;
         }
         self.outer_source(desired, &uplink)?;
-        let mtu = pod_mtu(&uplink)?;
+        let underlay = self.look_below(desired, uplink)?;
         let mut pass = Pass::mending();
-        self.pass(desired, &uplink, mtu, &mut pass)?;
+        self.pass(desired, &underlay, &mut pass)?;
         self.metrics.peers(desired.nodes.len());
-        if self.done.as_ref() == Some(desired) {
+        let (mtu, before) = (underlay.mtu, self.underlay.take());
+        let same = before.as_ref() == Some(&underlay) && self.done.as_ref() == Some(desired);
+        self.selected(before.as_ref(), underlay);
+        if same {
             self.repaired(pass.into_findings());
         } else {
             self.done = Some(Arc::clone(desired));
@@ -132,9 +156,9 @@ impl NodeNet {
     /// As for [`reconcile`](Self::reconcile).
     pub fn audit(&mut self, desired: &Desired) -> Result<(u32, Vec<Finding>), UserError> {
         let uplink = self.uplink(desired)?;
-        let mtu = pod_mtu(&uplink)?;
+        let underlay = self.look_below(desired, uplink)?;
         let mut pass = Pass::looking();
-        self.pass(desired, &uplink, mtu, &mut pass)?;
+        self.pass(desired, &underlay, &mut pass)?;
         if let Some(overlap) = self
             .overlapping_route(desired)
             .map_err(|error| kernel(codes::NETLINK, &error))?
@@ -142,7 +166,20 @@ impl NodeNet {
             let step = "remove the route, or list its range under nonMasqueradeCIDRs";
             pass.note(FindingKind::Route, OWNER, overlap, Remedy::Person(step.into()));
         }
-        Ok((mtu, pass.into_findings()))
+        Ok((underlay.mtu, pass.into_findings()))
+    }
+
+    /// How packets get to other nodes since the last full pass; `None` before the first.
+    pub fn selection(&self) -> Option<&Selection> {
+        self.underlay.as_ref().map(|underlay| &underlay.selection)
+    }
+
+    /// Whether the network below the overlay is not what the last full pass found.
+    pub fn is_underlay_changed(&mut self, desired: &Desired) -> bool {
+        let now = self
+            .uplink(desired)
+            .and_then(|uplink| self.look_below(desired, uplink));
+        now.ok() != self.underlay
     }
 
     /// The interface of this name, if there is one.
@@ -158,14 +195,15 @@ impl NodeNet {
     /// # Errors
     /// As for [`reconcile`](Self::reconcile).
     pub fn repair_maps(&mut self, desired: &Desired) -> Result<(), UserError> {
-        let uplink = self.uplink(desired)?;
-        let mtu = pod_mtu(&uplink)?;
+        let Some(underlay) = self.underlay.clone() else {
+            return Ok(());
+        };
         let overlay = self
             .rtnl
             .get_link(OVERLAY)
             .map_err(|error| kernel(codes::NETLINK, &error))?;
         let mut pass = Pass::mending();
-        self.maps(desired, overlay.index, mtu, &mut pass)
+        self.maps(desired, overlay.index, &underlay, &mut pass)
             .map_err(|error| kernel(codes::BPF_LOAD, &error))?;
         self.repaired(pass.into_findings());
         Ok(())
@@ -180,14 +218,15 @@ impl NodeNet {
         self.repaired.iter().map(told).collect()
     }
 
-    fn pass(&mut self, desired: &Desired, uplink: &Link, mtu: u32, pass: &mut Pass) -> Result<(), UserError> {
+    fn pass(&mut self, desired: &Desired, underlay: &Underlay, pass: &mut Pass) -> Result<(), UserError> {
+        let uplink = &underlay.uplink;
         let netlink = |error: weft_kernel::Error| kernel(codes::NETLINK, &error);
         self.rules(desired, uplink, pass)
             .map_err(|error| kernel(codes::NFTABLES, &error))?;
-        let Some(overlay) = self.overlay(desired, mtu, pass)? else {
+        let Some(overlay) = self.overlay(desired, underlay.mtu, pass)? else {
             return Ok(());
         };
-        self.maps(desired, overlay.index, mtu, pass)
+        self.maps(desired, overlay.index, underlay, pass)
             .and_then(|()| self.programs(uplink, overlay.index, pass))
             .map_err(|error| kernel(codes::BPF_LOAD, &error))?;
         // Only now: an overlay device that is up without programs takes packets from anybody.
@@ -209,6 +248,10 @@ impl NodeNet {
         let Some(done) = self.done.take_if(|done| done.is_same_but_peers(desired)) else {
             return Ok(false);
         };
+        if self.is_new_peer_elsewhere(&done, desired) {
+            self.done = Some(done);
+            return Ok(false);
+        }
         let updated = peers::update(&mut lock(&self.datapath), &done, desired);
         // Also after a failure: this agent has been here, its programs need not be attached anew.
         self.done = Some(done);
@@ -231,6 +274,29 @@ impl NodeNet {
             self.repaired.push_front((Instant::now(), finding));
         }
         self.repaired.truncate(REMEMBERED);
+    }
+
+    /// What there is below the overlay, behind this uplink.
+    fn look_below(&mut self, desired: &Desired, uplink: Link) -> Result<Underlay, UserError> {
+        Ok(Underlay {
+            mtu: pod_mtu(&uplink)?,
+            selection: self.select(desired, &uplink),
+            uplink,
+        })
+    }
+
+    fn selected(&mut self, before: Option<&Underlay>, underlay: Underlay) {
+        if before.map(|before| &before.selection) != Some(&underlay.selection) {
+            let (transport, (_, why)) = (underlay.selection.name(), underlay.selection.why());
+            match underlay.selection.refusal() {
+                Some(error) => {
+                    tracing::error!(code = %error.code(), next = error.next(), "{}", error.message());
+                }
+                None => tracing::info!(transport, why, "chose how packets get to other nodes"),
+            }
+        }
+        self.metrics.transport(underlay.selection.name());
+        self.underlay = Some(underlay);
     }
 
     fn uplink(&mut self, desired: &Desired) -> Result<Link, UserError> {
@@ -319,16 +385,16 @@ impl NodeNet {
         &mut self,
         desired: &Desired,
         overlay: u32,
-        mtu: u32,
+        underlay: &Underlay,
         pass: &mut Pass,
     ) -> Result<(), weft_kernel::Error> {
         let mut datapath = lock(&self.datapath);
         let config = NodeConfig {
             underlay: desired.address.into(),
             overlay_ifindex: overlay,
-            pod_mtu: mtu,
+            pod_mtu: underlay.mtu,
             vxlan_port: self.settings.vxlan_port,
-            transport: Transport::Device,
+            transport: underlay.selection.transport,
         };
         if datapath.config()? != Some(config)
             && pass.differs(FindingKind::Map, OWNER, "map CONFIG does not describe this node")

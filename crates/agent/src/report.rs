@@ -3,7 +3,7 @@
 use crate::configuration;
 use crate::keep::Findings;
 use crate::metrics::Metrics;
-use crate::node::Readiness;
+use crate::node::{Readiness, Selection};
 use crate::pods::Pods;
 use crate::watch::View;
 use crate::wiring::PodKernel;
@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use weft_api::{AddressCounts, BlockUse, NodeNetwork, NodeNetworkStatus, Transport};
 use weft_ipam::ledger::{BlockStats, Stats};
+use weft_kernel::bpf;
 use weft_model::NodeName;
 
 /// Writes that are not urgent are this far apart, so that a node which starts 250 pods does not write 250 times.
@@ -34,6 +35,7 @@ struct Report {
     addresses: AddressCounts,
     blocks: Vec<BlockUse>,
     mtu: Option<u32>,
+    transport: Option<Transport>,
     conditions: Vec<Said>,
 }
 
@@ -70,6 +72,7 @@ pub async fn run<K: PodKernel>(
         let Findings {
             configuration,
             overlap,
+            selection,
         } = findings.borrow_and_update().clone();
         let reader = Arc::clone(&pods);
         if let Ok(Ok(stats)) = tokio::task::spawn_blocking(move || reader.ledger().stats()).await {
@@ -87,9 +90,11 @@ pub async fn run<K: PodKernel>(
                     Readiness::Ready { mtu } => Some(mtu),
                     Readiness::Waiting { .. } | Readiness::Broken { .. } => None,
                 },
+                transport: selection.as_ref().map(transport),
                 conditions: [
                     Some(readiness_said(ready)),
                     overlap.map(routes_said),
+                    selection.as_ref().map(transport_said),
                     configuration_said(configuration),
                 ]
                 .into_iter()
@@ -102,6 +107,7 @@ pub async fn run<K: PodKernel>(
                 (
                     report.wanted,
                     report.mtu,
+                    report.transport,
                     retiring.collect::<Vec<_>>(),
                     report.conditions.clone(),
                 )
@@ -151,7 +157,7 @@ async fn write(
         wanted_blocks: Some(report.wanted),
         addresses: Some(report.addresses),
         blocks: report.blocks.clone(),
-        transport: Some(Transport::Device),
+        transport: report.transport,
         mtu: report.mtu,
         conditions: conditions.collect(),
         ..NodeNetworkStatus::default()
@@ -194,6 +200,27 @@ fn routes_said(overlap: Option<String>) -> Said {
     Said {
         type_: "RoutesClear",
         status,
+        reason,
+        message,
+    }
+}
+
+fn transport(selection: &Selection) -> Transport {
+    match selection.transport {
+        bpf::Transport::Device => Transport::Device,
+        bpf::Transport::Direct(_) => Transport::Direct,
+    }
+}
+
+fn transport_said(selection: &Selection) -> Said {
+    let (reason, message) = selection.why();
+    Said {
+        type_: "TransportAsRequested",
+        status: if selection.refusal().is_none() {
+            "True"
+        } else {
+            "False"
+        },
         reason,
         message,
     }

@@ -563,5 +563,9 @@ mod in_namespaces;
 mod whole_node;
 
 #[cfg(test)]
+#[path = "transport_tests.rs"]
+mod transport;
+
+#[cfg(test)]
 #[path = "takeover_tests.rs"]
 mod takeover;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use weft_kernel::bpf::Options;
 use weft_kernel::mount;
+use weft_model::TransportChoice;
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 224, 0, 4);
 const MTU: u32 = 1450;
@@ -49,6 +50,11 @@ impl Drop for Bpffs {
 
 /// Runs `test` on a thread in a node's namespace that has an uplink with the node's address.
 pub(super) fn on_a_node(test: impl FnOnce(Node) + Send) {
+    on_a_node_told(TransportChoice::default(), test);
+}
+
+/// The same, with an agent that was told how packets are to get to other nodes.
+pub(super) fn on_a_node_told(transport: TransportChoice, test: impl FnOnce(Node) + Send) {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: making network namespaces and loading eBPF programs needs root");
         return;
@@ -80,6 +86,7 @@ pub(super) fn on_a_node(test: impl FnOnce(Node) + Send) {
         let settings = Settings {
             uplink: None,
             vxlan_port: 8472,
+            transport,
             originals: Originals::of(&state.path().join("weft")),
         };
         let forward = Key::new("net/ipv4/ip_forward").unwrap();
@@ -133,7 +140,7 @@ pub(super) fn pod(last: u8) -> (Attachment, NetNs) {
     )
 }
 
-fn output(program: &str, arguments: &[&str]) -> String {
+pub(super) fn output(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(
         output.status.success(),

@@ -131,8 +131,10 @@ pub struct NodeNetworkStatus {
     pub mtu: Option<u32>,
 
     /// The agent's conditions: `Ready` (new pods get addresses and reach the
-    /// others) and `RoutesClear` (no route of the node that is not Weft's
-    /// overlaps the pod CIDRs or a block; the message names the pair).
+    /// others), `RoutesClear` (no route of the node that is not Weft's
+    /// overlaps the pod CIDRs or a block; the message names the pair) and
+    /// `TransportAsRequested` (the message says why packets leave as they do;
+    /// False where the node can't do what its agent was told).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -47,7 +47,10 @@ pub(crate) fn network(node: &str, block: &str, cooling: u32) -> Value {
             "addresses": {"capacity": 256, "used": 2, "cooling": cooling},
             "transport": "device",
             "mtu": 1450,
-            "conditions": [condition("Ready", "True", "the node serves new pods")],
+            "conditions": [
+                condition("Ready", "True", "the node serves new pods"),
+                condition("TransportAsRequested", "True", "the agent was told --transport device"),
+            ],
             "allocation": condition("BlocksGranted", "True", "the node has the blocks it asks for"),
         },
     })

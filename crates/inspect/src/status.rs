@@ -108,6 +108,8 @@ pub struct NodeState {
     pub mtu: Option<u32>,
     /// How its packets to other nodes' pods leave.
     pub transport: Option<Transport>,
+    /// Why so, in a sentence of the agent's.
+    pub transport_reason: Option<String>,
     /// What is not as it should be.
     pub problems: Vec<String>,
 }
@@ -279,6 +281,10 @@ fn node(name: &str, node: &Node, network: Option<&NodeNetwork>) -> NodeState {
     {
         problems.push(format!("it waits for a block: {}", short.message));
     }
+    let transport = status.and_then(|status| condition(&status.conditions, "TransportAsRequested"));
+    if let Some(refused) = transport.filter(|said| said.status == "False") {
+        problems.push(refused.message.clone());
+    }
     NodeState {
         name: name.to_owned(),
         ready,
@@ -289,6 +295,7 @@ fn node(name: &str, node: &Node, network: Option<&NodeNetwork>) -> NodeState {
         capacity: addresses.capacity,
         mtu: status.and_then(|status| status.mtu),
         transport: status.and_then(|status| status.transport),
+        transport_reason: transport.map(|said| said.message.clone()),
         problems,
     }
 }

@@ -249,6 +249,8 @@ catalogue! {
         "A parameter under /proc/sys can't be read or written. In a container that is not privileged the runtime mounts /proc/sys read-only: mount the node's (hostPath /proc/sys) at another place, such as /host/proc/sys, and name it with --proc-sys.";
     BLOCK_HELD = 1215, "node's block in use by another interface",
         "An interface that is not Weft's, such as the bridge of another plugin, has an address in a block that the node is to take into use. Its pods would lose their network, and their addresses would be given out again. Weft takes the block into use when the interface is gone: docs/operations/migration.md.";
+    DIRECT_IMPOSSIBLE = 1216, "transport direct is impossible on this node",
+        "Under `--transport direct` programs write and strip the headers between nodes, past the VXLAN device and the node's stack. This node was told to do so and can't: the message says what is in the way. Its packets go by the VXLAN device, as under `--transport device`; other nodes don't notice. `--transport auto` does the same without complaint.";
 
     // 13xx: addresses
     NO_BLOCK = 1301, "node has no block yet",

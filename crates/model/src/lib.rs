@@ -13,6 +13,7 @@ mod identity;
 mod mac;
 mod node;
 mod peer;
+mod transport;
 
 pub use attachment::{AttachmentKey, AttachmentKeyError};
 pub use cidr::{Block, BlockError, BlockSize, CidrError, Overlap, PodCidr, first_overlap, parse_cidr};
@@ -21,3 +22,4 @@ pub use identity::Identity;
 pub use mac::{Mac, MacError};
 pub use node::{NodeName, NodeNameError, NodeUid, NodeUidError};
 pub use peer::{Node, Routing};
+pub use transport::{TransportChoice, UnknownTransport};

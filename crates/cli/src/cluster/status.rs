@@ -126,7 +126,7 @@ fn nodes(nodes: &[NodeState], wide: bool) -> Vec<String> {
         .collect();
     let mut lines = Vec::new();
     if !shown.is_empty() {
-        let header = [
+        let mut header = vec![
             "node",
             "status",
             "address",
@@ -137,6 +137,9 @@ fn nodes(nodes: &[NodeState], wide: bool) -> Vec<String> {
             "mtu",
             "transport",
         ];
+        if wide {
+            header.push("why");
+        }
         let rows = shown.iter().map(|node| node_row(node, wide)).collect();
         lines.extend(out::table_lines(&header, rows));
     }
@@ -178,7 +181,7 @@ fn node_row(node: &NodeState, wide: bool) -> Vec<Cell> {
         [first, rest @ ..] if !wide && rest.len() > 1 => format!("{first} and {} more", rest.len()),
         all => all.join(" "),
     };
-    vec![
+    let mut row = vec![
         node.name.as_str().into(),
         if node.ready {
             Cell::toned("Ready", Tone::Good)
@@ -199,7 +202,11 @@ fn node_row(node: &NodeState, wide: bool) -> Vec<Cell> {
             None => "-",
         }
         .into(),
-    ]
+    ];
+    if wide {
+        row.push(node.transport_reason.as_deref().unwrap_or("-").into());
+    }
+    row
 }
 
 fn verdict(status: &NetworkStatus) -> String {

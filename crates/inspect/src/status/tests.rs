@@ -27,6 +27,7 @@ fn a_cluster_as_it_should_be_is_healthy() {
         capacity: 256,
         mtu: Some(1450),
         transport: Some(Transport::Device),
+        transport_reason: Some("the agent was told --transport device".to_owned()),
         problems: Vec::new(),
     };
     assert_eq!(
@@ -60,6 +61,17 @@ fn a_cluster_as_it_should_be_is_healthy() {
             },
         }
     );
+}
+
+#[test]
+fn a_node_that_cannot_do_what_it_was_told_is_a_problem_and_ready() {
+    let mut seen = healthy();
+    let status = seen.networks[1].status.as_mut().unwrap();
+    let why = "WEFT-1216: --transport direct is impossible, weft0 does it: the node has IPsec policies (2)";
+    status.conditions[1] = object(condition("TransportAsRequested", "False", why));
+    assert_eq!(problems(&seen), [format!("Node(\"b\"): {why}")]);
+    let node = &assess(&seen).nodes[1];
+    assert_eq!((node.ready, node.transport_reason.as_deref()), (true, Some(why)));
 }
 
 #[test]

@@ -13,6 +13,7 @@ fn node(number: u8) -> NodeState {
         capacity: 256,
         mtu: Some(1450),
         transport: Some(Transport::Device),
+        transport_reason: Some("told so".to_owned()),
         problems: Vec::new(),
     }
 }
@@ -150,7 +151,15 @@ fn of_many_nodes_only_those_that_need_a_look_are_shown() {
             "",
         ]
     );
-    assert_eq!(screen(&status, true).len(), lines.len() + 98);
+    let wide = screen(&status, true);
+    assert_eq!(wide.len(), lines.len() + 98);
+    assert_eq!(
+        wide[3..5],
+        [
+            "NODE STATUS ADDRESS BLOCKS USED COOLING CAPACITY MTU TRANSPORT WHY",
+            "node-1 Ready 10.224.0.4 10.244.1.0/24 2 1 256 1450 device told so",
+        ]
+    );
 }
 
 #[test]

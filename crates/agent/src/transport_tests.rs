@@ -1,0 +1,84 @@
+//! How packets get to other nodes, by what an agent is told and what its node has.
+
+use super::in_namespaces::{Node, on_a_node_told, output};
+use weft_kernel::bpf::Transport;
+use weft_kernel::rtnl::{LinkSpec, Rtnl};
+use weft_model::TransportChoice;
+
+/// What a full pass makes of the node as it is now: the transport in the map, and why.
+fn chosen(node: &mut Node) -> (Transport, &'static str, Option<u16>) {
+    node.net.reconcile(&node.desired).unwrap();
+    let config = node.wiring.datapath.lock().unwrap().config().unwrap().unwrap();
+    let selection = node.net.selection().unwrap();
+    assert_eq!(config.transport, selection.transport);
+    let refusal = selection.refusal().map(|error| error.code().number());
+    (selection.transport, selection.why().0, refusal)
+}
+
+fn ip(words: &str) {
+    output("ip", &words.split(' ').collect::<Vec<_>>());
+}
+
+#[test]
+fn packets_go_past_the_device_where_that_was_asked_for_and_nothing_is_in_the_way() {
+    for choice in [TransportChoice::Auto, TransportChoice::Direct] {
+        on_a_node_told(choice, |mut node| {
+            let eth0 = Rtnl::open().unwrap().link_index("eth0").unwrap();
+            let direct = (Transport::Direct(eth0), "Possible", None);
+            assert_eq!(chosen(&mut node), direct);
+            let refused = (choice == TransportChoice::Direct).then_some(1216);
+
+            let policy = "src 10.224.0.4 dst 10.224.0.5 dir out";
+            ip(&format!("xfrm policy add {policy} action block"));
+            assert!(node.net.is_underlay_changed(&node.desired));
+            assert_eq!(chosen(&mut node), (Transport::Device, "IPsecPolicies", refused));
+            assert!(!node.net.is_underlay_changed(&node.desired));
+            ip(&format!("xfrm policy delete {policy}"));
+            assert_eq!(chosen(&mut node), direct);
+
+            ip("xfrm policy setdefault in block");
+            assert_eq!(chosen(&mut node), (Transport::Device, "IPsecPolicies", refused));
+            ip("xfrm policy setdefault in accept");
+            assert_eq!(chosen(&mut node), direct);
+            assert_eq!(node.net.repairs(), [], "nobody else changed anything");
+        });
+    }
+}
+
+#[test]
+fn who_asks_for_the_device_gets_it() {
+    on_a_node_told(TransportChoice::Device, |mut node| {
+        assert_eq!(chosen(&mut node), (Transport::Device, "Requested", None));
+    });
+}
+
+#[test]
+fn programs_send_by_one_uplink_only() {
+    on_a_node_told(TransportChoice::Auto, |mut node| {
+        let mut rtnl = Rtnl::open().unwrap();
+        let up = |name| LinkSpec {
+            up: true,
+            ..LinkSpec::new(name)
+        };
+        rtnl.create_veth(&up("eth1"), &up("beyond")).unwrap();
+        // The agent looks at the first other node's way itself, which must keep its source.
+        let mut wish = crate::desired::Desired::clone(&node.desired);
+        let third = "10.224.0.6".parse().unwrap();
+        wish.nodes.insert(third);
+        let block = "10.244.2.0/24".parse().unwrap();
+        let remote = crate::desired::Prefix::RemoteBlock { underlay: third };
+        wish.prefixes.insert(block, remote);
+        let wish = std::sync::Arc::new(wish);
+
+        ip("route add 10.224.0.6 dev eth1 src 10.224.0.4");
+        assert!(
+            !node.net.update_peers(&wish).unwrap(),
+            "a full pass has to look at it"
+        );
+        node.desired = wish;
+        assert_eq!(chosen(&mut node), (Transport::Device, "SeveralUplinks", None));
+        ip("route delete 10.224.0.6 dev eth1");
+        assert!(node.net.is_underlay_changed(&node.desired));
+        assert_eq!(chosen(&mut node).1, "Possible");
+    });
+}
