@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use weft_kernel::NetNs;
 use weft_kernel::process::{Enter, enter};
-use weft_model::{UserError, codes};
+use weft_model::{TransportChoice, UserError, codes};
 
 use crate::config::{ClusterConfig, ClusterRequest};
 use crate::control::{Conversation, Event, Request};
@@ -126,6 +126,20 @@ pub async fn fault(
     on_event: impl FnMut(Event),
 ) -> Result<ClusterStatus, UserError> {
     ask(name, &Request::Fault(request), SCALE_TIMEOUT, on_event).await
+}
+
+/// Has agents of a cluster get packets to other nodes in that way from now on.
+///
+/// # Errors
+/// There is no such node, or an agent can't be started again.
+pub async fn transport(
+    name: &str,
+    transport: TransportChoice,
+    nodes: Vec<String>,
+    on_event: impl FnMut(Event),
+) -> Result<ClusterStatus, UserError> {
+    let request = Request::Transport { transport, nodes };
+    ask(name, &request, SCALE_TIMEOUT, on_event).await
 }
 
 /// Refuses to go on without the privileges that namespaces need.

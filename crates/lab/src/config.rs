@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use weft_model::{BlockSize, PodCidr, UserError, codes, first_overlap, parse_cidr};
+use weft_model::{BlockSize, PodCidr, TransportChoice, UserError, codes, first_overlap, parse_cidr};
 
 use crate::autoscaler;
 use crate::node::NodeRange;
@@ -40,6 +40,8 @@ pub struct ClusterRequest {
     pub max_count: Option<u32>,
     /// `--scale-down-unneeded-time`; where absent [`autoscaler::Config::IDLE`].
     pub scale_down_unneeded_time: Option<Duration>,
+    /// `--transport`.
+    pub transport: TransportChoice,
 }
 
 /// A cluster that can be built.
@@ -67,6 +69,9 @@ pub struct ClusterConfig {
     /// How the number of nodes follows the pods; absent where it doesn't.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub autoscaler: Option<autoscaler::Config>,
+    /// How packets get from a new node to others.
+    #[serde(default)]
+    pub transport: TransportChoice,
 }
 
 /// Default of `--vnet-subnet-prefix`, as AKS has it.
@@ -146,6 +151,7 @@ impl ClusterConfig {
             service_cidr,
             dns_service_ip,
             autoscaler,
+            transport: request.transport,
         })
     }
 
@@ -422,6 +428,7 @@ mod tests {
             min_count: None,
             max_count: None,
             scale_down_unneeded_time: None,
+            transport: TransportChoice::Auto,
         }
     }
 
@@ -441,6 +448,7 @@ mod tests {
                 service_cidr: "10.0.0.0/16".parse().unwrap(),
                 dns_service_ip: Ipv4Addr::new(10, 0, 0, 10),
                 autoscaler: None,
+                transport: TransportChoice::Auto,
             }
         );
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use weft_model::{Code, UserError, codes};
+use weft_model::{Code, TransportChoice, UserError, codes};
 
 use crate::faults::FaultRequest;
 use crate::status::ClusterStatus;
@@ -28,6 +28,13 @@ pub enum Request {
     },
     /// Break or mend something.
     Fault(FaultRequest),
+    /// Start agents again with another transport.
+    Transport {
+        /// What they are told.
+        transport: TransportChoice,
+        /// On which nodes; all, where none is named.
+        nodes: Vec<String>,
+    },
 }
 
 /// What a daemon answers.

@@ -162,15 +162,7 @@ impl Daemon {
         request: FaultRequest,
         events: &mpsc::UnboundedSender<Event>,
     ) -> Result<(), UserError> {
-        let machines = if request.nodes.is_empty() {
-            self.machines()
-        } else {
-            request
-                .nodes
-                .iter()
-                .map(|node| self.machine(node))
-                .collect::<Result<_, _>>()?
-        };
+        let machines = self.machines_of(&request.nodes)?;
         let span = request.for_ms.map(Duration::from_millis);
         for machine in machines {
             let name = machine.handle.name.clone();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use weft_kernel::{NetNs, mount};
-use weft_model::{UserError, codes};
+use weft_model::{TransportChoice, UserError, codes};
 
 use crate::config::ClusterConfig;
 use crate::kubelet;
@@ -172,31 +172,38 @@ impl Machine {
         fs::remove_dir_all(&self.dir).map_err(|error| unusable("remove", &self.dir, &error))
     }
 
-    /// How to start the node's agent.
-    pub(crate) fn agent(&self, programs: &Programs, kubeconfig: &Path, netns: NetNs) -> ProcessSpec {
-        let path = |path: PathBuf| path.to_string_lossy().into_owned();
+    /// How to start the node's agent with these arguments.
+    pub(crate) fn agent(&self, programs: &Programs, args: Vec<String>, netns: NetNs) -> ProcessSpec {
         ProcessSpec {
             what: format!("agent of {}", self.node),
             cluster: self.cluster.clone(),
             program: programs.weft.clone(),
-            args: vec![
-                "agent".into(),
-                "--node-name".into(),
-                self.node.clone(),
-                "--kubeconfig".into(),
-                path(kubeconfig.to_owned()),
-                "--run-dir".into(),
-                path(self.dir.clone()),
-                "--state-dir".into(),
-                path(self.state_dir()),
-                "--pin-dir".into(),
-                path(self.bpf_dir()),
-                "--uplink".into(),
-                "eth0".into(),
-            ],
+            args,
             netns: Some(netns),
             log: self.dir.join("agent.log"),
         }
+    }
+
+    /// The command line of the node's agent.
+    pub(crate) fn agent_args(&self, kubeconfig: &Path, transport: TransportChoice) -> Vec<String> {
+        let path = |path: PathBuf| path.to_string_lossy().into_owned();
+        vec![
+            "agent".into(),
+            "--node-name".into(),
+            self.node.clone(),
+            "--kubeconfig".into(),
+            path(kubeconfig.to_owned()),
+            "--run-dir".into(),
+            path(self.dir.clone()),
+            "--state-dir".into(),
+            path(self.state_dir()),
+            "--pin-dir".into(),
+            path(self.bpf_dir()),
+            "--uplink".into(),
+            "eth0".into(),
+            "--transport".into(),
+            transport.to_string(),
+        ]
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use weft_kernel::mount;
 use weft_kernel::process::ProcessId;
-use weft_model::{UserError, codes};
+use weft_model::{TransportChoice, UserError, codes};
 
 use crate::config::{ClusterConfig, check_name};
 use crate::node::NETNS_DIR;
@@ -64,6 +64,9 @@ pub struct NodeState {
     pub name: String,
     /// Its address in the VNet.
     pub address: Ipv4Addr,
+    /// How its agent is told to get packets to other nodes.
+    #[serde(default)]
+    pub transport: TransportChoice,
     /// Its agent, while it runs.
     pub agent: Option<ProcessId>,
 }
@@ -341,6 +344,7 @@ impl RootLock {
         let node = NodeState {
             name: format!("node-{}", state.next_node),
             address,
+            transport: state.config.transport,
             agent: None,
         };
         state.next_node += 1;

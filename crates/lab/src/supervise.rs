@@ -52,6 +52,8 @@ pub(crate) struct ProcessNow {
 #[derive(Debug)]
 struct Shared {
     spec: ProcessSpec,
+    /// Arguments of the next start.
+    args: Mutex<Vec<String>>,
     stop: CancellationToken,
     held: Mutex<Held>,
     hold_changed: Notify,
@@ -79,12 +81,13 @@ impl Supervised {
     /// # Errors
     /// The program can't be started the first time.
     pub(crate) fn start(spec: ProcessSpec, stop: CancellationToken) -> io::Result<Self> {
-        let child = spawn(&spec)?;
+        let child = spawn(&spec, &spec.args)?;
         let (send, now) = watch::channel(ProcessNow {
             id: identity(&child),
             restarts: 0,
         });
         let shared = Arc::new(Shared {
+            args: Mutex::new(spec.args.clone()),
             spec,
             stop,
             held: Mutex::new(Held::No),
@@ -115,6 +118,19 @@ impl Supervised {
     /// Lets the process be started again.
     pub(crate) fn release(&self) {
         self.set_held(Held::No);
+    }
+
+    /// Ends the process and starts it again with other arguments; returns when it runs.
+    pub(crate) async fn restart_with(&self, args: Vec<String>) -> io::Result<()> {
+        *self.shared.args.lock().unwrap_or_else(PoisonError::into_inner) = args;
+        let before = self.now().restarts;
+        self.signal(Signal::TERM)?;
+        // A process that is stopped for good has no next start, and its sender is gone.
+        let _ = self
+            .watch()
+            .wait_for(|now| now.restarts > before && now.id.is_some())
+            .await;
+        Ok(())
     }
 
     /// Sends the process a signal; one that does not run gets none.
@@ -208,7 +224,8 @@ async fn keep_running(shared: Arc<Shared>, mut child: tokio::process::Child, now
                 } => {}
             }
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
-            match spawn(&shared.spec) {
+            let args = shared.args.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            match spawn(&shared.spec, &args) {
                 Ok(child) => break child,
                 Err(error) => tracing::error!(process = what, %error, "can't start a process again"),
             }
@@ -243,11 +260,11 @@ fn identity(child: &tokio::process::Child) -> Option<ProcessId> {
     child.id().and_then(|pid| ProcessId::of(pid).ok())
 }
 
-fn spawn(spec: &ProcessSpec) -> io::Result<tokio::process::Child> {
+fn spawn(spec: &ProcessSpec, args: &[String]) -> io::Result<tokio::process::Child> {
     let log = OpenOptions::new().create(true).append(true).open(&spec.log)?;
     let mut command = Command::new(&spec.program);
     command
-        .args(&spec.args)
+        .args(args)
         .env(CLUSTER_ENV, &spec.cluster)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Subcommand};
 
+use weft_model::TransportChoice;
+
 use crate::args::{OutputArgs, parse_duration};
 
 #[derive(Debug, Subcommand)]
@@ -139,6 +141,19 @@ pub(crate) enum LabCommand {
         #[arg(long, conflicts_with = "duration")]
         clear: bool,
     },
+    /// Change how packets get to other nodes; flows that are open stay so
+    #[command(
+        after_help = "Examples:\n  weft lab transport blue direct\n  weft lab transport blue device node-1"
+    )]
+    Transport {
+        #[command(flatten)]
+        cluster: ClusterArg,
+        /// direct, device, or auto
+        #[arg(value_name = "TRANSPORT")]
+        transport: TransportChoice,
+        /// On which nodes; all, where none is named
+        nodes: Vec<String>,
+    },
     /// Serve one cluster; started by `create`
     #[command(hide = true)]
     Daemon { name: String },
@@ -240,6 +255,14 @@ pub(crate) struct CreateArgs {
     /// How long a node has no pods before the autoscaler removes it, such as 20s or 10m [default: 20s]
     #[arg(long, help_heading = "Cluster autoscaler", value_name = "TIME", value_parser = parse_duration)]
     pub scale_down_unneeded_time: Option<Duration>,
+    /// How packets get to other nodes: direct, past the VXLAN device; device; or auto, the first where it is possible
+    #[arg(
+        long,
+        value_name = "auto|direct|device",
+        env = "WEFT_TRANSPORT",
+        default_value_t
+    )]
+    pub transport: TransportChoice,
     /// Network plugin; the lab's is Weft, in the place of azure
     #[arg(long, help_heading = "As in az aks create", value_name = "PLUGIN", value_parser = ["azure", "none"])]
     pub network_plugin: Option<String>,

@@ -103,6 +103,7 @@ fn request(args: &CreateArgs) -> Result<ClusterRequest, UserError> {
         min_count: args.min_count,
         max_count: args.max_count,
         scale_down_unneeded_time: args.scale_down_unneeded_time,
+        transport: args.transport,
     })
 }
 

@@ -146,12 +146,15 @@ pub(crate) fn run(command: LabCommand) -> Result<u8, UserError> {
                 for_ms: duration.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
                 clear,
             };
-            let on_event = |event| {
-                if let Event::Note { text } = event {
-                    out::line(text);
-                }
-            };
-            runtime()?.block_on(cluster::fault(&cluster.name, request, on_event))?;
+            runtime()?.block_on(cluster::fault(&cluster.name, request, print_note))?;
+            Ok(OK)
+        }
+        LabCommand::Transport {
+            cluster,
+            transport,
+            nodes,
+        } => {
+            runtime()?.block_on(cluster::transport(&cluster.name, transport, nodes, print_note))?;
             Ok(OK)
         }
         LabCommand::Daemon { name } => {
@@ -159,6 +162,12 @@ pub(crate) fn run(command: LabCommand) -> Result<u8, UserError> {
             runtime()?.block_on(weft_lab::run_daemon(ClusterDir::new(&name)?))?;
             Ok(OK)
         }
+    }
+}
+
+fn print_note(event: Event) {
+    if let Event::Note { text } = event {
+        out::line(text);
     }
 }
 

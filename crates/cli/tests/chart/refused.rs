@@ -3,7 +3,7 @@
 use crate::support::{INSTALL, run};
 
 /// Values, and what the refusal has to say.
-const REFUSED: [(&str, &str); 36] = [
+const REFUSED: [(&str, &str); 37] = [
     (
         "podCIDR=10.1.0.0/16",
         "additional properties 'podCIDR' not allowed",
@@ -116,6 +116,10 @@ const REFUSED: [(&str, &str); 36] = [
     (
         "agent.vxlanPort=65536",
         "at '/agent/vxlanPort': maximum: got 65,536, want 65,535",
+    ),
+    (
+        "agent.transport=geneve",
+        "at '/agent/transport': value must be one of 'auto', 'direct', 'device'",
     ),
     ("cni.confName=10-weft.json", "at '/cni/confName'"),
 ];

@@ -6,4 +6,5 @@ mod bad_input;
 mod inspect;
 mod lifecycle;
 mod support;
+mod transport;
 mod vnet;

@@ -180,6 +180,14 @@ impl Daemon {
         })
     }
 
+    /// The nodes named, which have to be switched on; all that are, where none is named.
+    pub(crate) fn machines_of(&self, nodes: &[String]) -> Result<Vec<Arc<RunningMachine>>, UserError> {
+        if nodes.is_empty() {
+            return Ok(self.machines());
+        }
+        nodes.iter().map(|node| self.machine(node)).collect()
+    }
+
     /// What came of bringing the cluster up; `None` while that goes on.
     pub(crate) fn outcome(&self) -> Option<Result<(), UserError>> {
         self.progress.outcome()
@@ -357,6 +365,7 @@ impl Daemon {
             Request::Status => Ok(()),
             Request::Scale { count } => self.scale(count, events).await,
             Request::Fault(request) => self.inject(request, events).await,
+            Request::Transport { transport, nodes } => self.set_transport(transport, &nodes, events).await,
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use weft_kernel::NetNs;
 use weft_kernel::process::ProcessId;
-use weft_model::{UserError, codes};
+use weft_model::{TransportChoice, UserError, codes};
 
 use super::{Daemon, blocking, lost, millis};
 use crate::control::{Event, Step};
@@ -107,11 +107,10 @@ impl Daemon {
             max_pods: self.lock_state().config.max_pods,
             stop: self.handle.stop.child_token(),
         });
-        let agent = Supervised::start(
-            machine.agent(&self.programs, &self.dir.node_kubeconfig(), netns),
-            handle.stop.clone(),
-        )
-        .map_err(|error| unusable("start", &self.programs.weft, &error))?;
+        let transport = self.lock_state().node(&machine.node)?.transport;
+        let args = machine.agent_args(&self.dir.node_kubeconfig(), transport);
+        let agent = Supervised::start(machine.agent(&self.programs, args, netns), handle.stop.clone())
+            .map_err(|error| unusable("start", &self.programs.weft, &error))?;
         let running = Arc::new(RunningMachine {
             machine,
             handle: Arc::clone(&handle),
@@ -297,6 +296,34 @@ impl Daemon {
             }
         }
         tell(format!("{change}/{change}"), true);
+        Ok(())
+    }
+
+    /// Has nodes send to others in that way: their agents are started again, one after the other.
+    pub(super) async fn set_transport(
+        &self,
+        transport: TransportChoice,
+        nodes: &[String],
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Result<(), UserError> {
+        for running in self.machines_of(nodes)? {
+            let name = &running.handle.name;
+            {
+                let mut state = self.lock_state();
+                if let Some(node) = state.nodes.iter_mut().find(|node| node.name == *name) {
+                    node.transport = transport;
+                }
+                self.dir.store(&state)?;
+            }
+            let args = running.machine.agent_args(&self.dir.node_kubeconfig(), transport);
+            running
+                .agent
+                .restart_with(args)
+                .await
+                .map_err(|error| unusable("start again", &self.programs.weft, &error))?;
+            let text = format!("{name}: agent started with --transport {transport}");
+            let _ = events.send(Event::Note { text });
+        }
         Ok(())
     }
 
