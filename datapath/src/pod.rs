@@ -57,19 +57,26 @@ pub fn try_from_pod(skb: &mut Skb) -> Verdict {
             None => Ok(Action::Pass(ForwardPath::PodToStack)),
         },
         Some((kind @ (PrefixKind::RemoteBlock | PrefixKind::RemoteNode), prefix)) => {
-            if exceeds_mtu(skb, &ip, config.pod_mtu)? {
-                return match kind {
-                    // The stack's route to the overlay device has the pod MTU; it tells the sender or fragments.
-                    PrefixKind::RemoteBlock => Ok(Action::Pass(ForwardPath::PodToStack)),
+            let len = longest_len(skb, &ip)?;
+            let fits = prefix.takes(len);
+            if len > config.pod_mtu || !fits {
+                match kind {
+                    // The stack's routes to the overlay device have these MTUs; it tells the sender or fragments.
+                    PrefixKind::RemoteBlock => return Ok(Action::Pass(ForwardPath::PodToStack)),
                     // The stack's route to another node is the uplink, where the packet would fit.
-                    _ => Err(DropReason::TooBig),
-                };
+                    _ if len > config.pod_mtu => return Err(DropReason::TooBig),
+                    _ => {}
+                }
             }
             if endpoint.has_stack_flows() {
                 stack::forget(skb, &ip);
             }
             let vni = Vni::from_raw(endpoint.identity);
-            transport::send(skb, config, &ip, prefix.underlay, vni, ForwardPath::PodToOverlay)
+            if fits {
+                transport::send(skb, config, &ip, prefix.underlay, vni, ForwardPath::PodToOverlay)
+            } else {
+                transport::send_in_pieces(skb, config, &ip, prefix.underlay, vni, ForwardPath::PodToOverlay)
+            }
         }
         Some((PrefixKind::Pool, _)) => Err(DropReason::NoBlock),
         Some((PrefixKind::SelfNode | PrefixKind::Native, _)) | None => {
@@ -135,9 +142,9 @@ fn check_udp(
     Ok(())
 }
 
-/// Whether the packet, or a segment of it, is longer than `mtu` bytes of IP.
+/// Bytes of IP of the packet, or of its longest segment.
 #[inline(always)]
-fn exceeds_mtu(skb: &Skb, ip: &Ipv4, mtu: u32) -> Result<bool, DropReason> {
+fn longest_len(skb: &Skb, ip: &Ipv4) -> Result<u32, DropReason> {
     let gso_size = skb.gso_size();
     let transport_len = if gso_size == 0 {
         0
@@ -150,7 +157,7 @@ fn exceeds_mtu(skb: &Skb, ip: &Ipv4, mtu: u32) -> Result<bool, DropReason> {
     } else {
         8
     };
-    Ok(wire_len(skb.len(), gso_size, ip.header_len, transport_len) > mtu)
+    Ok(wire_len(skb.len(), gso_size, ip.header_len, transport_len))
 }
 
 #[inline(always)]

@@ -10,8 +10,8 @@ use core::ptr;
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-        bpf_hdr_start_off::BPF_HDR_START_NET,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_hdr_start_off::BPF_HDR_START_NET,
     },
     helpers::generated as helpers,
     programs::TcContext,
@@ -230,12 +230,13 @@ impl Skb {
         })
     }
 
-    /// Sets where the overlay device sends the packet, and as what type of service. `None` when the address is not IPv4 or the kernel refuses.
+    /// Sets where the overlay device sends the packet, as what type of service, and whether routers on the way have to
+    /// leave it `whole`. `None` when the address is not IPv4 or the kernel refuses.
     #[inline(always)]
-    pub fn set_tunnel_key(&mut self, remote: Address, vni: Vni, service: u8) -> Option<()> {
+    pub fn set_tunnel_key(&mut self, remote: Address, vni: Vni, service: u8, whole: bool) -> Option<()> {
         let key = RawTunnelKey::new(vni.raw(), u32::from_be_bytes(remote.as_v4()?), service);
         // The inner packet has its own checksums, and the outer one costs a pass over the payload.
-        let flags = u64::from(BPF_F_ZERO_CSUM_TX);
+        let flags = u64::from(BPF_F_ZERO_CSUM_TX | if whole { BPF_F_DONT_FRAGMENT } else { 0 });
         // SAFETY: valid context; the helper reads the given size, which is the struct's.
         let error = unsafe {
             helpers::bpf_skb_set_tunnel_key(

@@ -34,13 +34,25 @@ pub fn send(
     Ok(Action::Redirect(path, config.overlay_ifindex))
 }
 
+/// The same for a packet that is longer than the path takes, where nobody would tell its sender: the only outer packets
+/// that may be fragmented.
+#[inline(always)]
+pub fn send_in_pieces(
+    skb: &mut Skb,
+    config: &Config,
+    ip: &Ipv4,
+    underlay: Address,
+    vni: Vni,
+    path: ForwardPath,
+) -> Verdict {
+    address(skb, ip, underlay, vni, false)?;
+    Ok(Action::Redirect(path, config.overlay_ifindex))
+}
+
 /// Addresses a packet that is already leaving by the overlay device to the node at `underlay`.
 #[inline(always)]
 pub fn encapsulate(skb: &mut Skb, ip: &Ipv4, underlay: Address, vni: Vni) -> Result<(), DropReason> {
-    skb.set_macs(OVERLAY_MAC, OVERLAY_SOURCE_MAC)
-        .ok_or(DropReason::Malformed)?;
-    skb.set_tunnel_key(underlay, vni, ip.service)
-        .ok_or(DropReason::TunnelKey)
+    address(skb, ip, underlay, vni, true)
 }
 
 /// Takes a packet of another node that arrives at the uplink and is for a pod. `None`, and the packet as it was, when it
@@ -73,6 +85,14 @@ pub fn receive(skb: &mut Skb, config: &Config) -> Result<Option<Action>, DropRea
         skb.set_congested();
     }
     to_peer(skb, pod, ForwardPath::OverlayToPod).map(Some)
+}
+
+#[inline(always)]
+fn address(skb: &mut Skb, ip: &Ipv4, underlay: Address, vni: Vni, whole: bool) -> Result<(), DropReason> {
+    skb.set_macs(OVERLAY_MAC, OVERLAY_SOURCE_MAC)
+        .ok_or(DropReason::Malformed)?;
+    skb.set_tunnel_key(underlay, vni, ip.service, whole)
+        .ok_or(DropReason::TunnelKey)
 }
 
 /// Puts outer headers around a packet. `false`, and the packet as it was, when the kernel cannot: it is a tunnel's

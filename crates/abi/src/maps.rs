@@ -76,12 +76,15 @@ pub struct Prefix {
     /// Underlay address of the node behind [`PrefixKind::RemoteBlock`] and [`PrefixKind::RemoteNode`], else unspecified.
     pub underlay: Address,
     /// A [`PrefixKind`] as a number; a number that is none counts as outside.
-    pub kind: u32,
+    pub kind: u16,
+    /// Largest IP packet, in bytes, that may enter the tunnel to that node, where the path to it takes less than
+    /// [`Config::pod_mtu`]; 0 where it takes as much.
+    pub mtu: u16,
 }
 
 /// Kinds of prefixes. An address in no prefix is outside: the node's stack routes and masquerades it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-#[repr(u32)]
+#[repr(u16)]
 pub enum PrefixKind {
     /// A block of this node.
     LocalBlock = 1,
@@ -170,7 +173,7 @@ impl PrefixKind {
     /// The kind behind the number in a map.
     #[inline(always)]
     #[must_use]
-    pub const fn from_raw(raw: u32) -> Option<Self> {
+    pub const fn from_raw(raw: u16) -> Option<Self> {
         match raw {
             1 => Some(Self::LocalBlock),
             2 => Some(Self::RemoteBlock),
@@ -195,6 +198,17 @@ impl PrefixKind {
     #[must_use]
     pub const fn bypasses_stack(self) -> bool {
         matches!(self, Self::LocalBlock | Self::RemoteBlock | Self::RemoteNode)
+    }
+}
+
+// === impl Prefix ===
+
+impl Prefix {
+    /// Whether an IP packet of `len` bytes may enter the tunnel to the node, as far as the path to it is concerned.
+    #[inline(always)]
+    #[must_use]
+    pub const fn takes(&self, len: u32) -> bool {
+        self.mtu == 0 || len <= self.mtu as u32
     }
 }
 

@@ -8,8 +8,8 @@ use crate::probe::{self, Probe};
 use crate::saved::Saved;
 use crate::watch::View;
 use crate::wiring::{HOST_PREFIX, PodKernel, pod_mac};
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -377,8 +377,15 @@ fn watch_maps(events: &Sender<Wake>, datapath: &Mutex<Datapath>, maps: &Fingerpr
     // Where it can't be opened, a full pass says so.
     let mut ipsec = Ipsec::open().ok();
     let mut policies: Option<Policies> = None;
+    let mut rtnl = Rtnl::open().ok();
+    let mut mtus: Option<BTreeMap<Ipv4Addr, u32>> = None;
     loop {
         thread::sleep(LOOK);
+        // No event tells of what a router has said.
+        let found = rtnl.as_mut().and_then(|rtnl| rtnl.learned_mtus().ok());
+        if found != std::mem::replace(&mut mtus, found.clone()) && events.send(Wake::Routes).is_err() {
+            return;
+        }
         let found = ipsec.as_mut().and_then(|ipsec| ipsec.policies().ok());
         if std::mem::replace(&mut policies, found).is_some_and(|before| found != Some(before))
             && events.send(Wake::Kernel).is_err()

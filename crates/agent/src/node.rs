@@ -1,6 +1,7 @@
 //! The node's own part of the kernel, pods aside: overlay device, programs, maps, routes and rules.
 
 mod overlay;
+mod paths;
 mod routes;
 mod transport;
 
@@ -14,7 +15,7 @@ use crate::peers;
 use crate::takeover;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use weft_abi::VXLAN_OVERHEAD;
@@ -91,8 +92,13 @@ struct Underlay {
     uplink: Link,
     /// MTU of pods in bytes.
     mtu: u32,
+    /// What pods' packets may have in bytes, to nodes whose path takes less.
+    paths: Paths,
     selection: Selection,
 }
+
+/// Bytes of IP, by the tunnel's end, where that is less than the MTU of pods.
+pub type Paths = BTreeMap<Ipv4Addr, u16>;
 
 // === impl NodeNet ===
 
@@ -233,7 +239,8 @@ impl NodeNet {
         if !overlay.up && pass.differs(FindingKind::Link, OWNER, format!("interface {OVERLAY} is down")) {
             self.rtnl.set_up(overlay.index, true).map_err(netlink)?;
         }
-        self.routes(desired, overlay.index, pass).map_err(netlink)?;
+        self.routes(desired, overlay.index, &underlay.paths, pass)
+            .map_err(netlink)?;
         self.claims(desired, overlay.index, pass).map_err(netlink)
     }
 
@@ -248,11 +255,13 @@ impl NodeNet {
         let Some(done) = self.done.take_if(|done| done.is_same_but_peers(desired)) else {
             return Ok(false);
         };
-        if self.is_new_peer_elsewhere(&done, desired) {
+        if self.is_new_peer_special(&done, desired) {
             self.done = Some(done);
             return Ok(false);
         }
-        let updated = peers::update(&mut lock(&self.datapath), &done, desired);
+        let none = Paths::new();
+        let paths = self.underlay.as_ref().map_or(&none, |underlay| &underlay.paths);
+        let updated = peers::update(&mut lock(&self.datapath), &done, desired, paths);
         // Also after a failure: this agent has been here, its programs need not be attached anew.
         self.done = Some(done);
         updated.map_err(|error| kernel(codes::BPF_LOAD, &error))?;
@@ -278,9 +287,15 @@ impl NodeNet {
 
     /// What there is below the overlay, behind this uplink.
     fn look_below(&mut self, desired: &Desired, uplink: Link) -> Result<Underlay, UserError> {
+        let mtu = pod_mtu(&uplink)?;
+        let ways = self.ways(desired);
         Ok(Underlay {
-            mtu: pod_mtu(&uplink)?,
-            selection: self.select(desired, &uplink),
+            mtu,
+            paths: ways
+                .iter()
+                .filter_map(|way| Some((way.peer, way.pod_mtu().filter(|path| u32::from(*path) < mtu)?)))
+                .collect(),
+            selection: self.select(&uplink, &ways),
             uplink,
         })
     }
@@ -404,7 +419,7 @@ impl NodeNet {
         let prefixes: BTreeMap<IpNet, _> = desired
             .prefixes
             .iter()
-            .map(|(net, prefix)| ((*net).into(), target(*prefix)))
+            .map(|(net, prefix)| ((*net).into(), target(*prefix, &underlay.paths)))
             .collect();
         let node = |_: &_| OWNER.to_owned();
         pass.table("PREFIXES", node, &mut datapath.prefixes(), &prefixes)?;
@@ -509,15 +524,17 @@ fn pod_mtu(uplink: &Link) -> Result<u32, UserError> {
 }
 
 /// The datapath's word for it.
-pub fn target(prefix: Prefix) -> PrefixTarget {
+pub fn target(prefix: Prefix, paths: &Paths) -> PrefixTarget {
     match prefix {
         Prefix::LocalBlock => PrefixTarget::LocalBlock,
         Prefix::RemoteBlock { underlay } => PrefixTarget::RemoteBlock {
             underlay: underlay.into(),
+            mtu: paths.get(&underlay).copied(),
         },
         Prefix::SelfNode => PrefixTarget::SelfNode,
         Prefix::RemoteNode { underlay } => PrefixTarget::RemoteNode {
             underlay: underlay.into(),
+            mtu: paths.get(&underlay).copied(),
         },
         Prefix::Pool => PrefixTarget::Pool,
         Prefix::Native => PrefixTarget::Native,

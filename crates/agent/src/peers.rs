@@ -1,7 +1,7 @@
 //! The maps of other nodes, brought from one wish to the next without being read.
 
 use crate::desired::{Desired, Prefix};
-use crate::node::target;
+use crate::node::{Paths, target};
 use ipnet::Ipv4Net;
 use weft_kernel::bpf::Datapath;
 use weft_kernel::target::Target;
@@ -10,12 +10,17 @@ use weft_kernel::target::Target;
 ///
 /// # Errors
 /// The kernel's refusal. What was done stays.
-pub fn update(datapath: &mut Datapath, done: &Desired, desired: &Desired) -> Result<(), weft_kernel::Error> {
+pub fn update(
+    datapath: &mut Datapath,
+    done: &Desired,
+    desired: &Desired,
+    paths: &Paths,
+) -> Result<(), weft_kernel::Error> {
     let changed = |net: &Ipv4Net, prefix: &Prefix| done.prefixes.get(net) != Some(prefix);
     let mut prefixes = datapath.prefixes();
     for (net, prefix) in &desired.prefixes {
         if changed(net, prefix) {
-            prefixes.apply(&(*net).into(), &target(*prefix))?;
+            prefixes.apply(&(*net).into(), &target(*prefix, paths))?;
         }
     }
     for net in done.prefixes.keys() {

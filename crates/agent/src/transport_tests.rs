@@ -1,8 +1,9 @@
 //! How packets get to other nodes, by what an agent is told and what its node has.
 
 use super::in_namespaces::{Node, on_a_node_told, output};
-use weft_kernel::bpf::Transport;
-use weft_kernel::rtnl::{LinkSpec, Rtnl};
+use weft_kernel::bpf::{PrefixTarget, Transport};
+use weft_kernel::rtnl::{LinkSpec, RouteFilter, Rtnl};
+use weft_kernel::target::Target;
 use weft_model::TransportChoice;
 
 /// What a full pass makes of the node as it is now: the transport in the map, and why.
@@ -80,5 +81,41 @@ fn programs_send_by_one_uplink_only() {
         ip("route delete 10.224.0.6 dev eth1");
         assert!(node.net.is_underlay_changed(&node.desired));
         assert_eq!(chosen(&mut node).1, "Possible");
+    });
+}
+
+#[test]
+fn a_path_that_takes_less_is_told_to_programs_and_stack_until_it_takes_more() {
+    on_a_node_told(TransportChoice::Auto, |mut node| {
+        let block: ipnet::IpNet = "10.244.1.0/24".parse().unwrap();
+        let held = |node: &mut Node| {
+            chosen(node);
+            let prefixes = node.wiring.datapath.lock().unwrap().prefixes().list().unwrap();
+            let way = Rtnl::open().unwrap().route_to("10.244.1.7".parse().unwrap());
+            let in_map = |net: &str| match prefixes[&net.parse().unwrap()] {
+                PrefixTarget::RemoteBlock { mtu, .. } | PrefixTarget::RemoteNode { mtu, .. } => mtu,
+                other => panic!("{net} is {other:?}"),
+            };
+            assert_eq!(in_map("10.224.0.5/32"), in_map("10.244.1.0/24"));
+            (in_map("10.244.1.0/24"), way.unwrap().mtu)
+        };
+        assert_eq!(held(&mut node), (None, None));
+        for (path, pods) in [("1400", 1350), ("600", 576), ("1450", 1400)] {
+            ip(&format!(
+                "route replace 10.224.0.5 dev eth0 src 10.224.0.4 mtu {path}"
+            ));
+            assert!(node.net.is_underlay_changed(&node.desired));
+            assert_eq!(held(&mut node), (Some(pods), Some(pods.into())), "{path}");
+            assert_eq!(node.net.selection().unwrap().why().0, "Possible");
+        }
+        assert_eq!(node.net.repairs(), [], "nobody changed anything of Weft's");
+        // A foreign route to the block, as after a migration, does not undo it.
+        ip("route add 10.244.1.0/24 dev eth0 metric 7");
+        assert_eq!(held(&mut node), (Some(1400), Some(1400)));
+        ip("route delete 10.244.1.0/24 dev eth0 metric 7");
+        ip("route delete 10.224.0.5 dev eth0");
+        assert_eq!(held(&mut node), (None, None));
+        let own = Rtnl::open().unwrap().routes(RouteFilter::own()).unwrap();
+        assert!(own.iter().all(|route| route.dst != block), "{own:?}");
     });
 }

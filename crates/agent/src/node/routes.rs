@@ -1,10 +1,10 @@
 //! Which routes the node needs, and what of others gets in the way of pods' addresses.
 
-use super::{NodeNet, OVERLAY, OWNER};
+use super::{NodeNet, OVERLAY, OWNER, Paths};
 use crate::desired::{Desired, Prefix};
 use crate::pass::Pass;
 use ipnet::{IpNet, Ipv4Net};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use weft_kernel::rtnl::{MAIN_TABLE, RTPROT_WEFT, Route, RouteFilter, RouteKey, RouteKind};
 use weft_model::audit::FindingKind;
@@ -46,18 +46,40 @@ impl NodeNet {
         &mut self,
         desired: &Desired,
         overlay: u32,
+        paths: &Paths,
         pass: &mut Pass,
     ) -> Result<(), weft_kernel::Error> {
+        let route = |net: Ipv4Net| Route::link(net, overlay).with_src(desired.address);
         let mut wanted: BTreeSet<Route> = desired
             .pod_cidrs
             .iter()
             .flat_map(|cidr| without(*cidr, &desired.non_masquerade))
-            .map(|net| Route::link(net, overlay).with_src(desired.address))
+            .map(route)
             .collect();
+        // By these the stack tells senders, or fragments, what is too long for the path to one node.
+        let narrow: BTreeMap<Ipv4Net, u16> = desired
+            .prefixes
+            .iter()
+            .filter_map(|(net, prefix)| match prefix {
+                Prefix::RemoteBlock { underlay } => Some((*net, *paths.get(underlay)?)),
+                _ => None,
+            })
+            .collect();
+        for (net, mtu) in &narrow {
+            wanted.retain(|route| route.dst != (*net).into());
+            wanted.insert(route(*net).with_mtu((*mtu).into()));
+        }
         for past in self.routes_past(desired)? {
             wanted.retain(|route| route.dst != past.into());
             let halves = past.subnets(past.prefix_len() + 1).into_iter().flatten();
-            wanted.extend(halves.map(|half| Route::link(half, overlay).with_src(desired.address)));
+            let mtu = narrow
+                .iter()
+                .find(|(net, _)| net.contains(&past))
+                .map(|(_, mtu)| *mtu);
+            wanted.extend(halves.map(|half| match mtu {
+                Some(mtu) => route(half).with_mtu(mtu.into()),
+                None => route(half),
+            }));
         }
         // A block that is the whole CIDR has the pods' own /32 routes and this one; the overlay has nothing to do.
         for block in &desired.blocks {

@@ -1,7 +1,7 @@
 //! How packets get to other nodes: what was asked for, and what this node can do.
 
+use super::paths::Way;
 use super::{NodeNet, OVERLAY};
-use crate::desired::Desired;
 use std::fmt;
 use std::net::Ipv4Addr;
 use weft_kernel::bpf::Transport;
@@ -50,11 +50,11 @@ const TUNNELS: [&str; 7] = [
 impl NodeNet {
     /// What the node does about what was asked for. That the kernel has the helpers that `direct` needs is certain: the
     /// programs would not be loaded otherwise.
-    pub(super) fn select(&mut self, desired: &Desired, uplink: &Link) -> Selection {
+    pub(super) fn select(&mut self, uplink: &Link, ways: &[Way]) -> Selection {
         let choice = self.settings.transport;
         let obstacle = match choice {
             TransportChoice::Device => None,
-            TransportChoice::Auto | TransportChoice::Direct => self.obstacle(desired, uplink),
+            TransportChoice::Auto | TransportChoice::Direct => self.obstacle(uplink, ways),
         };
         let transport = if choice == TransportChoice::Device || obstacle.is_some() {
             Transport::Device
@@ -68,7 +68,7 @@ impl NodeNet {
         }
     }
 
-    fn obstacle(&mut self, desired: &Desired, uplink: &Link) -> Option<Obstacle> {
+    fn obstacle(&mut self, uplink: &Link, ways: &[Way]) -> Option<Obstacle> {
         if let Some(obstacle) = Obstacle::of_uplink(uplink) {
             return Some(obstacle);
         }
@@ -81,32 +81,11 @@ impl NodeNet {
                 });
             }
         }
-        let peer = desired
-            .tunnel_ends()
-            .into_iter()
-            .find(|peer| self.leaves_elsewhere(*peer, uplink.index))?;
-        let uplink = uplink.name.clone();
-        Some(Obstacle::OtherLink { peer, uplink })
-    }
-
-    /// Whether programs that send by the uplink would send to a new node the wrong way.
-    pub(super) fn is_new_peer_elsewhere(&mut self, done: &Desired, desired: &Desired) -> bool {
-        let Some(Transport::Direct(uplink)) = self.selection().map(|selection| selection.transport) else {
-            return false;
-        };
-        let known = done.tunnel_ends();
-        desired
-            .tunnel_ends()
-            .into_iter()
-            .any(|peer| !known.contains(&peer) && self.leaves_elsewhere(peer, uplink))
-    }
-
-    /// Whether packets to a node leave by another link. No route at all is an outage of the underlay, which is nobody's
-    /// to judge.
-    pub(super) fn leaves_elsewhere(&mut self, peer: Ipv4Addr, uplink: u32) -> bool {
-        self.rtnl
-            .route_to(peer.into())
-            .is_ok_and(|way| way.oif.is_some_and(|link| link != uplink))
+        let elsewhere = ways.iter().find(|way| way.link != uplink.index)?;
+        Some(Obstacle::OtherLink {
+            peer: elsewhere.peer,
+            uplink: uplink.name.clone(),
+        })
     }
 
     fn policies(&mut self) -> Result<Policies, weft_kernel::Error> {

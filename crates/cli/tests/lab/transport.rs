@@ -49,13 +49,16 @@ impl Stream {
         }
     }
 
-    /// Waits for the answer for as long as TCP does: a reset ends the relay.
     fn says(&mut self) {
         self.said += 1;
-        let said = format!("line {}", self.said);
-        writeln!(self.to, "{said}").unwrap();
+        self.say(&format!("line {}", self.said));
+    }
+
+    /// Waits for the answer for as long as TCP does: a reset ends the relay.
+    fn say(&mut self, line: &str) {
+        writeln!(self.to, "{line}").unwrap();
         let back = self.from.next().and_then(Result::ok);
-        assert_eq!(back, Some(said), "the connection broke");
+        assert!(back.as_deref() == Some(line), "the connection broke");
     }
 }
 
@@ -64,6 +67,23 @@ impl Drop for Stream {
         let _ = self.shell.kill();
         let _ = self.shell.wait();
     }
+}
+
+/// Makes the pods; returns the server's address.
+fn with_pods(lab: &str) -> String {
+    let file = std::env::temp_dir().join(format!("{lab}.yaml"));
+    std::fs::write(&file, PODS).unwrap();
+    weft_ok(&["lab", "apply", lab, "-f", file.to_str().unwrap()]);
+    std::fs::remove_file(&file).unwrap();
+    let server = (0..500).find_map(|_| {
+        let list = weft_json(&["ip", "list", "--lab", lab]);
+        let addresses = list["addresses"].as_array().unwrap();
+        let server = addresses
+            .iter()
+            .find(|address| address["pod"]["name"] == "server")?;
+        (addresses.len() == 2).then(|| server["address"].as_str().unwrap().to_owned())
+    });
+    server.expect("both pods get addresses")
 }
 
 /// What `weft status` says, healthy or not.
@@ -102,19 +122,7 @@ fn a_connection_outlives_every_change_of_transport() {
     let name = Name::new("switch");
     let lab = name.as_str();
     weft_ok(&["lab", "create", lab, "--transport", "device"]);
-    let file = std::env::temp_dir().join(format!("{lab}.yaml"));
-    std::fs::write(&file, PODS).unwrap();
-    weft_ok(&["lab", "apply", lab, "-f", file.to_str().unwrap()]);
-    std::fs::remove_file(&file).unwrap();
-    let server = (0..500).find_map(|_| {
-        let list = weft_json(&["ip", "list", "--lab", lab]);
-        let addresses = list["addresses"].as_array().unwrap();
-        let server = addresses
-            .iter()
-            .find(|address| address["pod"]["name"] == "server")?;
-        (addresses.len() == 2).then(|| server["address"].as_str().unwrap().to_owned())
-    });
-    let server = server.expect("both pods get addresses");
+    let server = with_pods(lab);
     let mut stream = Stream::open(lab, &server);
     for (transport, node, now) in [
         ("direct", "node-1", ["direct", "device"]),
@@ -191,4 +199,40 @@ fn who_demands_direct_beside_ipsec_is_told_and_loses_nothing() {
 fn wait_for_degraded(lab: &str) {
     let degraded = (0..500).any(|_| weft(&["status", "--lab", lab]).status.code() == Some(1));
     assert!(degraded, "the node says nothing of its IPsec policy");
+}
+
+#[test]
+fn a_path_that_narrows_is_found_by_a_connection_under_each_transport() {
+    if !is_root("a_path_that_narrows_is_found_by_a_connection_under_each_transport") {
+        return;
+    }
+    for transport in ["direct", "device"] {
+        let name = Name::new("path");
+        let lab = name.as_str();
+        weft_ok(&["lab", "create", lab, "--transport", transport]);
+        let server = with_pods(lab);
+        let mut stream = Stream::open(lab, &server);
+        stream.says();
+        // From here on the first node's packets to the second go by the network's router, which takes 1400 bytes.
+        let on = |place: &[&str], command: &str| {
+            let words: Vec<&str> = command.split(' ').collect();
+            weft_ok(&[place, &["--"], &words].concat())
+        };
+        let switch = ["lab", "vnet-exec", lab, "--on", "switch"];
+        let node = ["lab", "node-exec", lab, "node-1"];
+        let quiet = "for f in all vnet; do echo 0 > /proc/sys/net/ipv4/conf/$f/send_redirects; done";
+        weft_ok(&[&switch[..], &["--", "sh", "-c", quiet]].concat());
+        on(&switch, "ip route add 10.224.0.5 dev vnet mtu lock 1400");
+        on(&node, "ip route add 10.224.0.5 via 10.224.0.1 dev eth0");
+        stream.say(&"w".repeat(100_000));
+        let way = weft_ok(&["lab", "exec", lab, "client", "--", "ip", "route", "get", &server]);
+        assert!(way.contains("mtu 1350"), "{transport}: {way}");
+        let table = on(&node, "cat /proc/net/snmp");
+        let mut ip = table.lines().filter_map(|line| line.strip_prefix("Ip: "));
+        let (names, numbers) = (ip.next().unwrap().split(' '), ip.next().unwrap().split(' '));
+        let created = names.zip(numbers).find(|(name, _)| *name == "FragCreates");
+        assert_eq!(created, Some(("FragCreates", "0")), "{transport}: {table}");
+        let status = status(lab);
+        assert_eq!(status["verdict"], "healthy", "{status:#}");
+    }
 }

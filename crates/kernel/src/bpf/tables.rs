@@ -48,6 +48,8 @@ pub enum PrefixTarget {
     RemoteBlock {
         /// The node's tunnel address.
         underlay: IpAddr,
+        /// Largest IP packet in bytes that may enter the tunnel there, where that is less than [`NodeConfig::pod_mtu`].
+        mtu: Option<u16>,
     },
     /// An address of this node.
     SelfNode,
@@ -55,6 +57,8 @@ pub enum PrefixTarget {
     RemoteNode {
         /// The node's tunnel address.
         underlay: IpAddr,
+        /// As for its blocks.
+        mtu: Option<u16>,
     },
     /// Pod CIDR; the blocks of it that a node holds are longer prefixes.
     Pool,
@@ -170,27 +174,29 @@ impl Datapath {
 
 impl PrefixTarget {
     fn to_abi(self) -> Prefix {
-        let (kind, underlay) = match self {
-            Self::LocalBlock => (PrefixKind::LocalBlock, None),
-            Self::RemoteBlock { underlay } => (PrefixKind::RemoteBlock, Some(underlay)),
-            Self::SelfNode => (PrefixKind::SelfNode, None),
-            Self::RemoteNode { underlay } => (PrefixKind::RemoteNode, Some(underlay)),
-            Self::Pool => (PrefixKind::Pool, None),
-            Self::Native => (PrefixKind::Native, None),
+        let (kind, underlay, mtu) = match self {
+            Self::LocalBlock => (PrefixKind::LocalBlock, None, None),
+            Self::RemoteBlock { underlay, mtu } => (PrefixKind::RemoteBlock, Some(underlay), mtu),
+            Self::SelfNode => (PrefixKind::SelfNode, None, None),
+            Self::RemoteNode { underlay, mtu } => (PrefixKind::RemoteNode, Some(underlay), mtu),
+            Self::Pool => (PrefixKind::Pool, None, None),
+            Self::Native => (PrefixKind::Native, None, None),
         };
         Prefix {
             underlay: underlay.map_or(Address::UNSPECIFIED, to_abi),
-            kind: kind as u32,
+            kind: kind as u16,
+            mtu: mtu.unwrap_or(0),
         }
     }
 
     fn from_abi(prefix: Prefix) -> Option<Self> {
         let underlay = from_abi(prefix.underlay);
+        let mtu = (prefix.mtu != 0).then_some(prefix.mtu);
         Some(match PrefixKind::from_raw(prefix.kind)? {
             PrefixKind::LocalBlock => Self::LocalBlock,
-            PrefixKind::RemoteBlock => Self::RemoteBlock { underlay },
+            PrefixKind::RemoteBlock => Self::RemoteBlock { underlay, mtu },
             PrefixKind::SelfNode => Self::SelfNode,
-            PrefixKind::RemoteNode => Self::RemoteNode { underlay },
+            PrefixKind::RemoteNode => Self::RemoteNode { underlay, mtu },
             PrefixKind::Pool => Self::Pool,
             PrefixKind::Native => Self::Native,
         })

@@ -1,6 +1,7 @@
 //! Routes.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
@@ -225,6 +226,36 @@ impl Rtnl {
         parse_all(replies, RTM_NEWROUTE, "route", RouteLookup::parse)?
             .pop()
             .ok_or_else(|| Error::new(OPERATION, dst, Cause::Malformed("no route in the answer")))
+    }
+
+    /// MTUs in bytes of paths that routers have told of (RFC 1191), by destination; the kernel forgets them after
+    /// `net.ipv4.route.mtu_expires` seconds.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn learned_mtus(&mut self) -> Result<BTreeMap<Ipv4Addr, u32>> {
+        const WHAT: &str = "learned path MTUs";
+        let message = Message::new(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP).raw(
+            &RtMsg {
+                family: libc::AF_INET as u8,
+                flags: RTM_F_CLONED,
+                ..RtMsg::default()
+            }
+            .bytes(),
+        );
+        let replies = self
+            .dump(&message)
+            .map_err(|cause| Error::new("list", WHAT, cause))?;
+        let learned = |payload: &[u8]| {
+            let attrs = Attrs::after(payload, RTMSG);
+            let dst = attrs.find(RTA_DST).and_then(address_of);
+            Some(match dst {
+                Some(IpAddr::V4(dst)) => path_mtu(attrs).map(|mtu| (dst, mtu)),
+                Some(IpAddr::V6(_)) | None => None,
+            })
+        };
+        let found = parse_all(replies, RTM_NEWROUTE, WHAT, learned)?;
+        Ok(found.into_iter().flatten().collect())
     }
 
     fn send_route(&mut self, operation: &'static str, flags: u16, route: &Route) -> Result<()> {

@@ -125,6 +125,18 @@ impl TestNs {
         test
     }
 
+    /// A number of the namespace's IP statistics (RFC 4293), by its name in /proc/net/snmp.
+    pub(crate) fn ip_statistic(&self, name: &str) -> u64 {
+        let table = self.exec("cat /proc/net/snmp");
+        let mut lines = table.lines().filter_map(|line| line.strip_prefix("Ip: "));
+        let names = lines.next().unwrap().split(' ');
+        let (_, number) = names
+            .zip(lines.next().unwrap().split(' '))
+            .find(|(found, _)| *found == name)
+            .unwrap();
+        number.parse().unwrap()
+    }
+
     pub(crate) fn rtnl(&self) -> Rtnl {
         Rtnl::open_in(&self.netns).unwrap()
     }
@@ -380,8 +392,8 @@ impl Node {
                 prefixes.insert(block.into(), PrefixTarget::LocalBlock);
                 prefixes.insert(host, PrefixTarget::SelfNode);
             } else {
-                prefixes.insert(block.into(), PrefixTarget::RemoteBlock { underlay });
-                prefixes.insert(host, PrefixTarget::RemoteNode { underlay });
+                prefixes.insert(block.into(), PrefixTarget::RemoteBlock { underlay, mtu: None });
+                prefixes.insert(host, PrefixTarget::RemoteNode { underlay, mtu: None });
             }
         }
         set(&mut self.datapath.prefixes(), &prefixes);
