@@ -254,7 +254,7 @@ fn what_is_taken_away_is_cut_off_at_once_and_goes_a_little_later_with_others() {
         }
         assert!(!delivers(in_b, in_stays, stays.address));
         let attached = node.wiring.attached().unwrap();
-        assert_eq!(attached, [stays.key.clone()]);
+        assert_eq!(attached, std::slice::from_ref(&stays.key));
         let mut looking = Pass::looking();
         let held = [stays.clone()];
         node.wiring.pass(&held, MTU, &mut looking).unwrap();
