@@ -43,6 +43,11 @@ enum Part {
     Kube,
 }
 
+/// Tells tests, and `weft lab create`, how packets get to other nodes.
+const TRANSPORT: &str = "WEFT_TRANSPORT";
+/// What agents choose only where the usual is impossible.
+const OTHER_TRANSPORT: &str = "device";
+
 /// How the tests of a part, or of the whole run, came out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -123,7 +128,7 @@ impl Part {
         match self {
             Self::Lint => lint::run(),
             Self::Unit => {
-                let mut tally = self.nextest(filter)?;
+                let mut tally = self.nextest(filter, None)?;
                 if filter.is_none() {
                     tally.add(doc_tests()?);
                 }
@@ -136,18 +141,30 @@ impl Part {
             Self::Chart => {
                 // Tests that miss it skip themselves.
                 chart::helm()?;
-                self.nextest(filter)
+                self.nextest(filter, None)
             }
-            Self::Net | Self::Lab => self.nextest(filter),
+            Self::Net | Self::Lab => self.by_both_transports(filter),
             Self::Faults => {
                 setup::strace()?;
                 invariants::forget()?;
-                let tally = self.nextest(filter)?;
+                let tally = self.by_both_transports(filter)?;
                 invariants::print()?;
                 Ok(tally)
             }
             Self::Kube => self.kube(filter),
         }
+    }
+
+    /// All tests by the transport that agents choose, then those that are about packets by the other.
+    fn by_both_transports(self, filter: Option<&str>) -> Result<Tally> {
+        let again = match self {
+            Self::Net => "binary(datapath)",
+            Self::Lab => "test(every_check_passes)",
+            _ => "test(put_right) | test(killed_at_work)",
+        };
+        let mut tally = self.nextest(filter, None)?;
+        tally.add(self.nextest(filter, Some(again))?);
+        Ok(tally)
     }
 
     /// Builds Kubernetes first: the tests skip themselves without it.
@@ -158,10 +175,10 @@ impl Part {
             None => kube::Test::lacks()?,
         };
         if let Some(reason) = reason {
-            let count = self.count(filter)? + test.count();
+            let count = self.count(filter, None)? + test.count();
             return Ok(self.skipped(count, reason));
         }
-        let mut tally = self.nextest(filter)?;
+        let mut tally = self.nextest(filter, None)?;
         tally.add(test.run()?);
         Ok(tally)
     }
@@ -195,12 +212,14 @@ impl Part {
         filter.map_or_else(|| part.to_owned(), |name| format!("{part} & test(~{name})"))
     }
 
-    fn nextest(self, filter: Option<&str>) -> Result<Tally> {
+    /// Runs the part, or of the part what `again` selects, by the transport that is not the usual.
+    fn nextest(self, filter: Option<&str>, again: Option<&str>) -> Result<Tally> {
         if !matches!(self, Self::Unit | Self::Chart)
             && let Some(reason) = host::lacks_privileges()
         {
             let next = host::as_root(&format!("test {self}"));
-            return Ok(self.skipped(self.count(filter)?, format!("{reason}; next: {next}")));
+            let count = self.count(filter, again)?;
+            return Ok(self.skipped(count, format!("{reason}; next: {next}")));
         }
         // Cluster tests start programs of other packages, which nextest would not build.
         if !exec::status(exec::cargo().args(["build", "--workspace", "--bins", "--locked"]))?.success() {
@@ -213,7 +232,11 @@ impl Part {
         if report.exists() {
             std::fs::remove_file(&report).with_context(|| format!("remove {}", report.display()))?;
         }
-        let mut command = self.command("run", filter);
+        let mut command = self.command("run", filter, again);
+        if again.is_some() {
+            term::item(Mark::Note, "again", format!("{TRANSPORT}={OTHER_TRANSPORT}"));
+            command.env(TRANSPORT, OTHER_TRANSPORT);
+        }
         let status = exec::status(command.args(["--no-fail-fast", "--no-tests", "pass"]))?;
         let Ok(text) = std::fs::read_to_string(&report) else {
             // No test was selected, or the tests did not build.
@@ -233,8 +256,11 @@ impl Part {
     }
 
     /// How many tests the part has.
-    fn count(self, filter: Option<&str>) -> Result<usize> {
-        let text = exec::read(self.command("list", filter).args(["--message-format", "json"]))?;
+    fn count(self, filter: Option<&str>, again: Option<&str>) -> Result<usize> {
+        let text = exec::read(
+            self.command("list", filter, again)
+                .args(["--message-format", "json"]),
+        )?;
         let list: serde_json::Value = serde_json::from_str(&text).context("parse the list of tests")?;
         let suites = list["rust-suites"]
             .as_object()
@@ -248,19 +274,16 @@ impl Part {
             .count())
     }
 
-    fn command(self, verb: &str, filter: Option<&str>) -> Command {
+    fn command(self, verb: &str, filter: Option<&str>, again: Option<&str>) -> Command {
+        let mut expression = self.expression(filter);
+        if let Some(again) = again {
+            expression = format!("{expression} & ({again})");
+        }
         let mut command = exec::cargo();
         command
             .env("PATH", host::path_with_tools())
             .env(invariants::VARIABLE, invariants::path())
-            .args([
-                "nextest",
-                verb,
-                "--workspace",
-                "--locked",
-                "-E",
-                &self.expression(filter),
-            ]);
+            .args(["nextest", verb, "--workspace", "--locked", "-E", &expression]);
         command
     }
 }

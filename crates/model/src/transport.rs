@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub enum TransportChoice {
     /// `direct` where the node can, else `device`.
+    #[default]
     Auto,
     /// Past the overlay device: programs write and strip the outer headers.
     Direct,
     /// By the overlay device, which always works.
-    #[default]
     Device,
 }
 

@@ -40,12 +40,12 @@ pub(crate) fn root(test: &str) -> bool {
     root
 }
 
-/// The transport that all tests are run with: `WEFT_TEST_TRANSPORT=direct`, or the device's.
+/// The transport that all tests are run with but those that choose one: `WEFT_TRANSPORT`, direct where absent.
 fn transport(uplink: u32) -> Transport {
-    match std::env::var("WEFT_TEST_TRANSPORT").as_deref() {
-        Ok("direct") => Transport::Direct(uplink),
-        Ok("device") | Err(_) => Transport::Device,
-        Ok(other) => panic!("WEFT_TEST_TRANSPORT={other} is neither direct nor device"),
+    match std::env::var("WEFT_TRANSPORT").as_deref() {
+        Ok("direct" | "auto") | Err(_) => Transport::Direct(uplink),
+        Ok("device") => Transport::Device,
+        Ok(other) => panic!("WEFT_TRANSPORT={other} is none of auto, direct and device"),
     }
 }
 
