@@ -1,5 +1,6 @@
 //! What goes through the kubelet: exec, logs, port-forward, host network, removal of pods; and Weft's own objects.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
@@ -173,32 +174,37 @@ fn delete_leaves_nothing(scene: &Scene) -> Outcome {
     scene.kubectl.apply(&pod.to_string())?;
     scene.read(&["wait", "--for=condition=Ready", "--timeout=60s", "pod/brief"])?;
     let with = traces(scene, &scene.b.node)?;
-    if with.0 <= before.0 {
+    let of_pod: BTreeSet<_> = with.difference(&before).cloned().collect();
+    if !of_pod.iter().any(|trace| trace.starts_with("link")) {
         bail!("the pod has no link on its node");
     }
     scene.read(&["delete", "pod", "brief", "--timeout=60s"])?;
-    let mut after = traces(scene, &scene.b.node)?;
-    // The object may go a moment before the kubelet is done with the sandbox.
+    // The object may go a moment before the kubelet is done with the sandbox, and the link a moment after.
+    let mut left = of_pod.clone();
     for _ in 0..50 {
-        if after == before {
-            break;
+        let after = traces(scene, &scene.b.node)?;
+        left = after.difference(&before).cloned().collect();
+        if left.is_empty() {
+            return yes(format!("{} links and routes came and went", of_pod.len()));
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
-        after = traces(scene, &scene.b.node)?;
     }
-    if after != before {
-        bail!("links and routes were {before:?} before and are {after:?} after");
-    }
-    yes(format!("{} links, {} routes as before", after.0, after.1))
+    bail!(
+        "the pod left {}",
+        left.into_iter().collect::<Vec<_>>().join(" and ")
+    )
 }
 
-/// How many links and routes a node has.
-fn traces(scene: &Scene, node: &Node) -> Result<(usize, usize)> {
+/// The links and routes that a node has, in words.
+fn traces(scene: &Scene, node: &Node) -> Result<BTreeSet<String>> {
     let mut rtnl = Rtnl::open_in(&scene.node(node)?)?;
-    Ok((
-        rtnl.links()?.len(),
-        rtnl.routes(weft_kernel::rtnl::RouteFilter::default())?.len(),
-    ))
+    let links = rtnl.links()?;
+    let routes = rtnl.routes(weft_kernel::rtnl::RouteFilter::default())?;
+    Ok(links
+        .iter()
+        .map(|link| format!("link {} ({})", link.name, link.index))
+        .chain(routes.iter().map(|route| format!("route {}", route.dst)))
+        .collect())
 }
 
 fn objects(scene: &Scene) -> Outcome {
