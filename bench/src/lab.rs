@@ -14,8 +14,10 @@ use crate::datapath::this_program;
 use crate::netns::{self, Place};
 use crate::report::Footprint;
 
-/// Weft's `device` transport in reports.
+/// Weft in reports.
 const NAME: &str = "weft";
+/// The lab's flag for how packets get to other nodes, and Weft's name in reports of packets. All else is the same.
+pub(crate) const TRANSPORTS: [(&str, &str); 2] = [("direct", "weft, direct"), ("device", "weft, device")];
 /// Longest time for pods to run.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Where the lab keeps its clusters.
@@ -34,6 +36,17 @@ pub(crate) struct Lab {
 impl Lab {
     /// Makes a cluster. Its VNet has the cluster's name, so that it meets no other.
     pub(crate) fn create(weft: &FilePath, scratch: &FilePath, purpose: &str, nodes: usize) -> Result<Self> {
+        Self::create_with(weft, scratch, purpose, nodes, "auto")
+    }
+
+    /// The same, with a transport.
+    pub(crate) fn create_with(
+        weft: &FilePath,
+        scratch: &FilePath,
+        purpose: &str,
+        nodes: usize,
+        transport: &str,
+    ) -> Result<Self> {
         let name = format!("bench-{}-{purpose}", std::process::id());
         let lab = Self {
             weft: weft.to_owned(),
@@ -43,7 +56,8 @@ impl Lab {
         netns::run(
             Command::new(weft)
                 .args(["lab", "create", &name, "--vnet", &name, "--max-pods", "250"])
-                .args(["--node-count", &nodes.to_string()]),
+                .args(["--node-count", &nodes.to_string()])
+                .args(["--transport", transport]),
         )?;
         Ok(lab)
     }
@@ -112,7 +126,7 @@ impl Lab {
     }
 
     /// Pods on one node and on two.
-    pub(crate) fn competitor(&self) -> Result<Competitor> {
+    pub(crate) fn competitor(&self, name: &'static str) -> Result<Competitor> {
         let status = self.status()?;
         let node = |index: usize, field: &str| {
             let value = status["nodes"][index][field].as_str().map(str::to_owned);
@@ -135,8 +149,8 @@ impl Lab {
             .map(|index| uplink(&Place::named(&node(index, "netns")?)))
             .collect();
         Ok(Competitor {
-            name: NAME,
-            about: "pods of a lab cluster, transport `device`".into(),
+            name,
+            about: "pods of a lab cluster".into(),
             cross: path("remote")?,
             same: Some(path("neighbour")?),
             uplinks: uplinks?,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::competitor::{self, Competitor};
-use crate::lab::Lab;
+use crate::lab::{Lab, TRANSPORTS};
 use crate::netns::Underlay;
 use crate::report::{Meta, Report};
 use crate::{datapath, interrupt, place, plugins, print};
@@ -98,13 +98,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn measure_datapath(args: &Args, out: &Path, report: &mut Report) -> Result<()> {
     let underlay = Underlay::create()?;
     let mut competitors: Vec<Competitor> = vec![competitor::node(&underlay)?, competitor::bridge(&underlay)?];
-    let lab = args
-        .weft
-        .as_ref()
-        .map(|weft| Lab::create(weft, out, "path", 2))
-        .transpose()?;
-    if let Some(lab) = &lab {
-        competitors.push(lab.competitor()?);
+    let mut labs = Vec::new();
+    if let Some(weft) = &args.weft {
+        for (transport, name) in TRANSPORTS {
+            let lab = Lab::create_with(weft, out, transport, 2, transport)?;
+            competitors.push(lab.competitor(name)?);
+            labs.push(lab);
+        }
     }
     report.meta.competitors = competitors
         .iter()
