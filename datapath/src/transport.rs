@@ -7,7 +7,7 @@
 use weft_abi::{
     Address, Config, DropReason, ForwardPath, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Vni,
     packet::{ETHERNET_LEN, ETHERTYPE_IPV4, Ipv4},
-    tunnel::{Envelope, Outer},
+    tunnel::{Envelope, Outer, TUNNELLED_HALFWORDS},
 };
 
 use crate::{
@@ -16,6 +16,9 @@ use crate::{
     skb::Skb,
     verdict::{Action, Verdict},
 };
+
+/// Bytes of the shortest frame that another node sends.
+const SHORTEST_TUNNELLED: u32 = 2 * TUNNELLED_HALFWORDS as u32;
 
 /// Sends a packet from outside the overlay device to the node at `underlay`.
 #[inline(always)]
@@ -60,6 +63,8 @@ pub fn encapsulate(skb: &mut Skb, ip: &Ipv4, underlay: Address, vni: Vni) -> Res
 #[inline(always)]
 pub fn receive(skb: &mut Skb, config: &Config) -> Result<Option<Action>, DropReason> {
     if !config.is_direct_at(skb.ifindex())
+        // Acknowledgements of the node's own and the like, which would be pulled for nothing.
+        || skb.len() < SHORTEST_TUNNELLED
         || skb.protocol() != ETHERTYPE_IPV4
         || skb.has_vlan_tag()
         || !skb.is_for_this_host()
