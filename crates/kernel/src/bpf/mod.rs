@@ -264,4 +264,8 @@ fn typed<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str)
 }
 
 #[cfg(test)]
+mod budgets;
+#[cfg(test)]
+mod machine;
+#[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ const ADD_IMMEDIATE: u8 = 0x07;
 /// `src_reg` of a call to a function of the object itself (`BPF_PSEUDO_CALL`).
 const PSEUDO_CALL: u8 = 1;
 
-fn instructions(program: Program) -> Vec<bpf_insn> {
+pub(super) fn instructions(program: Program) -> Vec<bpf_insn> {
     let object = aya_obj::Object::parse(OBJECT).unwrap();
     let mut functions = object.functions.values();
     functions
