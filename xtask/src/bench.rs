@@ -70,7 +70,7 @@ pub(crate) fn scale(args: &ScaleArgs) -> Result<()> {
     let programs = match &args.programs {
         Some(programs) => programs.clone(),
         None => {
-            let built = exec::read(kube::kubetest().args(["build", "--no-e2e"]))?;
+            let built = exec::read(kube::kubetest()?.args(["build", "--no-e2e"]))?;
             std::path::Path::new(built.trim()).join("bin")
         }
     };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::{dist, exec, term};
+use crate::{dist, exec, kube, term};
 
 /// Arguments of `cargo xtask image`.
 #[derive(Debug, clap::Args)]
@@ -46,17 +46,9 @@ pub(crate) fn pack(args: &Args) -> Result<PathBuf> {
     };
     let archive = archive(args.debug);
     // The writer is shared with the test cluster, whose images are made of other things.
-    let mut command = exec::cargo();
+    let mut command = kube::kubetest()?;
     command
-        .args([
-            "run",
-            "--quiet",
-            "--locked",
-            "--package",
-            "weft-kubetest",
-            "--",
-            "image",
-        ])
+        .arg("image")
         .arg("--weft")
         .arg(dist.weft())
         .arg("--weft-cni")

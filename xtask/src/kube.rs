@@ -3,6 +3,8 @@
 
 mod test;
 
+use std::sync::{Mutex, PoisonError};
+
 use anyhow::Result;
 
 pub(crate) use self::test::Test;
@@ -32,12 +34,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let archive = image::pack(&image::Args::debug())?;
         rest.push(format!("--weft-image={}", archive.display()));
     }
-    exec::run(kubetest().args(rest))
+    exec::run(kubetest()?.args(rest))
 }
 
-/// `weft-kubetest`, built if need be.
-pub(crate) fn kubetest() -> std::process::Command {
-    let mut command = exec::cargo();
-    command.args(["run", "--quiet", "--locked", "--package", "weft-kubetest", "--"]);
-    command
+/// `weft-kubetest`, built when this is first asked for: with the whole workspace, since the features that a package
+/// alone needs of its dependencies would have these compiled a second time.
+///
+/// # Errors
+/// It can't be built.
+pub(crate) fn kubetest() -> Result<std::process::Command> {
+    static BUILT: Mutex<bool> = Mutex::new(false);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*built {
+        exec::run(exec::cargo().args(["build", "--quiet", "--locked", "--workspace", "--bins"]))?;
+        *built = true;
+    }
+    let program = exec::target_dir().join("debug/weft-kubetest");
+    Ok(exec::command(&program.to_string_lossy()))
 }

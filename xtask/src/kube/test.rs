@@ -51,11 +51,11 @@ pub(crate) struct Test {
 impl Test {
     /// Those checks whose name contains `filter`, or all.
     pub(crate) fn select(filter: Option<&str>) -> Result<Self> {
-        let names = exec::read(kubetest().args(["check", "--list"]))?;
+        let names = exec::read(kubetest()?.args(["check", "--list"]))?;
         let selected = |name: &&str| filter.is_none_or(|text| name.contains(text));
         let (mut rehearsals, mut steps) = (Vec::new(), 0);
         for (place, (name, ..)) in REHEARSALS.iter().enumerate() {
-            let names = exec::read(kubetest().args(["rehearse", name, "--list"]))?;
+            let names = exec::read(kubetest()?.args(["rehearse", name, "--list"]))?;
             // Each step needs those before it.
             if names.lines().any(|name| selected(&name)) {
                 rehearsals.push(place);
@@ -79,13 +79,13 @@ impl Test {
 
     /// Builds what clusters are made of, where that is not done yet; a reason if that or a cluster is impossible here.
     pub(crate) fn lacks() -> Result<Option<String>> {
-        let output = exec::output(kubetest().args(["preflight", ALL_NODES]))?;
+        let output = exec::output(kubetest()?.args(["preflight", ALL_NODES]))?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr);
             let words: Vec<_> = text.trim_start_matches("error: ").split_whitespace().collect();
             return Ok(Some(words.join(" ")));
         }
-        let mut build = kubetest();
+        let mut build = kubetest()?;
         build.args(["build", "--no-e2e"]);
         if host::which("go").is_some() {
             exec::run(&mut build)?;
@@ -124,14 +124,14 @@ impl Test {
             self.keep_logs(clusters);
         }
         // Not by the interrupt's hand: this has to be done after one, too.
-        exec::run(kubetest().arg("down").args(clusters))?;
+        exec::run(kubetest()?.arg("down").args(clusters))?;
         outcome
     }
 
     fn on_clusters(&self, interrupt: &Interrupt, archive: &Path) -> Result<Tally> {
         let [one, other] = &self.clusters;
         for cluster in &self.clusters {
-            let mut up = kubetest();
+            let mut up = kubetest()?;
             up.args(["up", cluster, "--nodes", NODES, "--vnet", one, "--keep"])
                 .arg("--weft-image")
                 .arg(archive)
@@ -159,7 +159,7 @@ impl Test {
 
     fn check(&self, interrupt: &Interrupt, cluster: &str, flags: &[&str]) -> Result<Tally> {
         let report = exec::target_dir().join(format!("kube-check-{cluster}.json"));
-        let mut check = kubetest();
+        let mut check = kubetest()?;
         check
             .args(["check", cluster, "--report"])
             .arg(&report)
@@ -173,9 +173,9 @@ impl Test {
         for cluster in clusters {
             // Under the letter at the end, over those of the run before.
             let dir = self.logs.join(&cluster[cluster.len() - 1..]);
-            let mut logs = kubetest();
-            logs.args(["logs", cluster, "--output"]).arg(&dir);
-            match exec::run(&mut logs) {
+            let copied =
+                kubetest().and_then(|mut logs| exec::run(logs.args(["logs", cluster, "--output"]).arg(&dir)));
+            match copied {
                 Ok(()) => term::item(Mark::Note, "logs", dir.display()),
                 Err(error) => term::item(Mark::Note, "logs", format!("could not be kept: {error:#}")),
             }
@@ -191,7 +191,7 @@ fn rehearse(
     flags: &[&str],
     archive: &Path,
 ) -> Result<Tally> {
-    let mut up = kubetest();
+    let mut up = kubetest()?;
     up.args(["up", cluster, "--vnet", cluster, "--keep"])
         .args(flags)
         .arg("--weft-image")
@@ -203,7 +203,7 @@ fn rehearse(
         });
     }
     let report = exec::target_dir().join(format!("kube-rehearsal-{cluster}.json"));
-    let mut walk = kubetest();
+    let mut walk = kubetest()?;
     walk.args(["rehearse", name, cluster, "--report"])
         .arg(&report)
         .arg("--weft")
@@ -237,7 +237,7 @@ fn remove_abandoned() -> Result<()> {
             .and_then(|rest| rest.strip_suffix(['a', 'b', 'm', 'u']))
             .and_then(|digits| digits.parse::<u32>().ok());
         if run.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            exec::run(kubetest().args(["down", &name]))?;
+            exec::run(kubetest()?.args(["down", &name]))?;
         }
     }
     Ok(())
