@@ -1,13 +1,14 @@
-//! The asking side: request/response, stream, datagrams.
+//! The asking side: request/response, short connections, streams, datagrams.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddrV4, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::cpu::Meter;
 use crate::server::{self, wish};
 use crate::stats;
 
@@ -26,12 +27,26 @@ pub(crate) struct RoundTrips {
     pub(crate) p99_us: f64,
 }
 
-/// What a stream carried.
+/// Connections made, used for one byte each way, and closed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Stream {
+pub(crate) struct Connections {
+    pub(crate) count: usize,
+    pub(crate) per_s: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    /// CPU time of both ends per connection, microseconds.
+    pub(crate) cpu_us: f64,
+}
+
+/// What streams carried.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Streams {
+    pub(crate) streams: usize,
     /// Payload that arrived, bytes.
     pub(crate) bytes: u64,
     pub(crate) gbit_per_s: f64,
+    /// CPU time of both ends per 10⁹ bytes, seconds.
+    pub(crate) cpu_s_per_gb: f64,
 }
 
 /// Datagrams sent and arrived.
@@ -40,6 +55,8 @@ pub(crate) struct Datagrams {
     pub(crate) sent: u64,
     pub(crate) arrived: u64,
     pub(crate) arrived_per_s: f64,
+    /// CPU time of both ends per datagram that arrived, microseconds.
+    pub(crate) cpu_us: f64,
 }
 
 /// One byte there, one byte back, as long as `time` lasts.
@@ -72,8 +89,69 @@ fn quantiles(mut quantile: impl FnMut(f64) -> Result<f64>) -> Result<[f64; 2]> {
     Ok([quantile(0.5)?, quantile(0.99)?])
 }
 
-/// As many bytes as one connection takes.
-pub(crate) fn stream(server: SocketAddrV4, time: Duration) -> Result<Stream> {
+/// One connection after the other, each for one byte there and one back, as long as `time` lasts.
+pub(crate) fn connections(server: SocketAddrV4, time: Duration) -> Result<Connections> {
+    let brief = SocketAddrV4::new(*server.ip(), server.port() + server::BRIEF);
+    let mut samples = Vec::with_capacity(1 << 16);
+    let warm = Instant::now();
+    while warm.elapsed() < WARM_UP {
+        exchange(brief)?;
+    }
+    let meter = Meter::start(server)?;
+    let start = Instant::now();
+    while start.elapsed() < time {
+        let asked = Instant::now();
+        exchange(brief)?;
+        samples.push(asked.elapsed().as_secs_f64() * 1e6);
+    }
+    let elapsed = start.elapsed().as_secs_f64();
+    let spent = meter.spent()?;
+    let quantile = |q| stats::quantile(&mut samples, q).context("no connection in the time given");
+    let [p50_us, p99_us] = quantiles(quantile)?;
+    Ok(Connections {
+        count: samples.len(),
+        per_s: samples.len() as f64 / elapsed,
+        p50_us,
+        p99_us,
+        cpu_us: spent as f64 * 1e-3 / samples.len() as f64,
+    })
+}
+
+fn exchange(brief: SocketAddrV4) -> Result<()> {
+    let mut stream = connect(brief, b'x')?;
+    let mut byte = [0];
+    stream.read_exact(&mut byte).context("receive a response")?;
+    match stream.read(&mut byte).context("wait for the end")? {
+        0 => Ok(()),
+        _ => bail!("{brief} said more than one byte"),
+    }
+}
+
+/// As many bytes as so many connections take.
+pub(crate) fn streams(server: SocketAddrV4, time: Duration, streams: usize) -> Result<Streams> {
+    let meter = Meter::start(server)?;
+    let start = Instant::now();
+    let bytes: Result<Vec<u64>> = std::thread::scope(|scope| {
+        let senders: Vec<_> = (0..streams)
+            .map(|_| scope.spawn(|| stream(server, time)))
+            .collect();
+        let bytes = senders.into_iter().map(|sender| {
+            let ended = sender.join().map_err(|_| anyhow!("a sender panicked"));
+            ended.and_then(|bytes| bytes)
+        });
+        bytes.collect()
+    });
+    let elapsed = start.elapsed().as_secs_f64();
+    let bytes: u64 = bytes?.into_iter().sum();
+    Ok(Streams {
+        streams,
+        bytes,
+        gbit_per_s: bytes as f64 * 8e-9 / elapsed,
+        cpu_s_per_gb: meter.spent()? as f64 / bytes as f64,
+    })
+}
+
+fn stream(server: SocketAddrV4, time: Duration) -> Result<u64> {
     let mut stream = connect(server, wish::SINK)?;
     let block = vec![b'x'; 128 << 10];
     let start = Instant::now();
@@ -81,21 +159,18 @@ pub(crate) fn stream(server: SocketAddrV4, time: Duration) -> Result<Stream> {
         stream.write_all(&block).context("send")?;
     }
     stream.shutdown(Shutdown::Write).context("end the stream")?;
-    let bytes = read_u64(&mut stream)?;
-    Ok(Stream {
-        bytes,
-        gbit_per_s: bytes as f64 * 8e-9 / start.elapsed().as_secs_f64(),
-    })
+    read_u64(&mut stream)
 }
 
 /// Small datagrams without pause.
 pub(crate) fn datagrams(server: SocketAddrV4, time: Duration) -> Result<Datagrams> {
     let socket = UdpSocket::bind(server::any(0)).context("bind a UDP socket")?;
-    let sink = SocketAddrV4::new(*server.ip(), server.port() + 1);
+    let sink = SocketAddrV4::new(*server.ip(), server.port() + server::SINK);
     socket
         .connect(sink)
         .with_context(|| format!("connect UDP {sink}"))?;
     let before = arrived(server)?;
+    let meter = Meter::start(server)?;
     let start = Instant::now();
     let mut sent = 0;
     while start.elapsed() < time {
@@ -109,6 +184,7 @@ pub(crate) fn datagrams(server: SocketAddrV4, time: Duration) -> Result<Datagram
         sent,
         arrived,
         arrived_per_s: arrived as f64 / elapsed.as_secs_f64(),
+        cpu_us: meter.spent()? as f64 * 1e-3 / arrived as f64,
     })
 }
 
@@ -121,10 +197,24 @@ pub(crate) fn get(url: &str) -> Result<String> {
     let server: SocketAddrV4 = authority
         .parse()
         .with_context(|| format!("parse address and port of {url}"))?;
-    let mut stream = TcpStream::connect_timeout(&server.into(), PATIENCE)
+    let stream = TcpStream::connect_timeout(&server.into(), PATIENCE)
         .with_context(|| format!("connect to {server}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET /{path} HTTP/1.0\r\nHost: {authority}\r\n\r\n").context("send the request")?;
+    exchange_http(stream, &format!("GET /{path}"), &[("Host", authority)], "")
+}
+
+/// The body of the answer to one HTTP request.
+pub(crate) fn exchange_http(
+    mut stream: impl Read + Write,
+    request: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Result<String> {
+    let mut head = format!("{request} HTTP/1.0\r\nContent-Length: {}\r\n", body.len());
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    write!(stream, "{head}\r\n{body}").context("send the request")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("receive the answer")?;
     let (head, body) = answer
@@ -149,6 +239,11 @@ fn settled(server: SocketAddrV4) -> Result<u64> {
         }
         last = now;
     }
+}
+
+/// CPU time that the server has taken, nanoseconds.
+pub(crate) fn server_cpu(server: SocketAddrV4) -> Result<u64> {
+    read_u64(&mut connect(server, wish::CPU)?)
 }
 
 fn arrived(server: SocketAddrV4) -> Result<u64> {

@@ -2,16 +2,19 @@
 
 use std::fmt;
 use std::io::Write;
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::datapath::this_program;
+use crate::netns::Place;
 use crate::{interrupt, netns, print, stats};
 
 /// Threads that attach pods at once; a kubelet starts about as many.
@@ -29,12 +32,22 @@ pub(crate) struct Args {
     /// What to call it in the result
     #[arg(long)]
     name: String,
+    #[command(flatten)]
+    amount: Amount,
+}
+
+/// How many pods.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Amount {
     /// Pods attached and detached one after the other
     #[arg(long, default_value_t = 100)]
     cycles: usize,
-    /// Pods attached at once afterwards
+    /// Then so many of them attached at the same time, and detached at the same time
+    #[arg(long, value_delimiter = ',', default_values_t = [16, 64])]
+    at_once: Vec<usize>,
+    /// Pods attached without any being detached, at the end
     #[arg(long, default_value_t = 250)]
-    pods: usize,
+    pub(crate) pods: usize,
 }
 
 /// How long a configuration takes.
@@ -43,6 +56,7 @@ pub(crate) struct Latency {
     pub(crate) name: String,
     pub(crate) add: Times,
     pub(crate) del: Times,
+    pub(crate) at_once: Vec<AtOnce>,
     /// Pods attached at once.
     pub(crate) pods: usize,
     /// For all of them, the making of their namespaces included, seconds.
@@ -51,6 +65,15 @@ pub(crate) struct Latency {
     pub(crate) failed: usize,
     /// What the first of them said.
     pub(crate) first_failure: Option<String>,
+}
+
+/// How long calls take beside each other.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct AtOnce {
+    /// Calls at the same time.
+    pub(crate) calls: usize,
+    pub(crate) add: Times,
+    pub(crate) del: Times,
 }
 
 /// Milliseconds.
@@ -62,20 +85,22 @@ pub(crate) struct Times {
 
 /// A configuration list and where its plugins are.
 #[derive(Debug)]
-struct Network {
+pub(crate) struct Network {
     name: String,
     version: String,
     plugins: Vec<Value>,
     path: PathBuf,
+    /// Where the plugins are started.
+    node: Place,
 }
 
 /// A pod's namespace, removed with its owner.
 #[derive(Debug)]
-struct Pod {
-    netns: String,
+pub(crate) struct Pod {
+    pub(crate) netns: String,
     container: String,
     /// The result of ADD, which DEL gets to see.
-    result: Option<Value>,
+    pub(crate) result: Option<Value>,
 }
 
 /// Calls that failed.
@@ -94,7 +119,7 @@ impl fmt::Display for Times {
 /// Entry point of the subcommand.
 pub(crate) fn run(args: &Args) -> Result<()> {
     interrupt::install()?;
-    let network = Network::read(args)?;
+    let network = Network::read(&args.conf, &args.cni_path, Place(Vec::new()))?;
     let failures = Failures::default();
 
     // The first ADD makes the bridge and the like.
@@ -104,25 +129,45 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let mut add = Vec::new();
     let mut del = Vec::new();
-    for number in 1..=args.cycles {
+    let amount = &args.amount;
+    for number in 1..=amount.cycles {
         interrupt::check()?;
         let mut pod = Pod::create(number)?;
         add.extend(failures.note(network.add(&mut pod)));
         del.extend(failures.note(network.del(&mut pod)));
     }
 
-    let start = Instant::now();
-    let pods = fill(&network, args.pods, args.cycles + 1, &failures)?;
-    let fill_seconds = start.elapsed().as_secs_f64();
-    for mut pod in pods {
-        failures.note(network.del(&mut pod));
+    let mut next = amount.cycles + 1;
+    let mut at_once = Vec::new();
+    for &calls in &amount.at_once {
+        let count = amount.cycles.max(2 * calls);
+        let (mut add, mut del) = together(&network, next..next + count, calls, &failures)?;
+        next += count;
+        at_once.push(AtOnce {
+            calls,
+            add: Times::of(&mut add).with_context(|| failures.sentence("no ADD succeeded"))?,
+            del: Times::of(&mut del).with_context(|| failures.sentence("no DEL succeeded"))?,
+        });
     }
+
+    let start = Instant::now();
+    let pods = by_workers(next..next + amount.pods, WORKERS, |number| {
+        let mut pod = Pod::create(number)?;
+        failures.note(network.add(&mut pod));
+        Ok(pod)
+    })?;
+    let fill_seconds = start.elapsed().as_secs_f64();
+    by_workers(pods, WORKERS, |mut pod| {
+        failures.note(network.del(&mut pod));
+        Ok(())
+    })?;
 
     let latency = Latency {
         name: args.name.clone(),
         add: Times::of(&mut add).with_context(|| failures.sentence("no ADD succeeded"))?,
         del: Times::of(&mut del).with_context(|| failures.sentence("no DEL succeeded"))?,
-        pods: args.pods,
+        at_once,
+        pods: amount.pods,
         fill_seconds,
         failed: failures.count.load(Ordering::Relaxed),
         first_failure: failures.first.lock().ok().and_then(|first| first.clone()),
@@ -131,31 +176,72 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Attaches many pods by several workers.
-fn fill(network: &Network, pods: usize, first: usize, failures: &Failures) -> Result<Vec<Pod>> {
-    let next = AtomicUsize::new(first);
-    let worker = || -> Result<Vec<Pod>> {
-        let mut made = Vec::new();
+/// Measures a configuration from inside its node.
+pub(crate) fn measure(
+    node: &Place,
+    conf: &Path,
+    plugins: &Path,
+    name: &str,
+    amount: &Amount,
+) -> Result<Latency> {
+    let list = |numbers: &[usize]| {
+        let words: Vec<String> = numbers.iter().map(usize::to_string).collect();
+        words.join(",")
+    };
+    let mut command = node.command(this_program()?);
+    command.arg("cni").arg("--conf").arg(conf);
+    command.arg("--cni-path").arg(plugins).args(["--name", name]);
+    command.args(["--cycles", &amount.cycles.to_string()]);
+    command.args(["--pods", &amount.pods.to_string()]);
+    command.args(["--at-once", &list(&amount.at_once)]);
+    let answer = netns::read(&mut command).with_context(|| format!("measure ADD and DEL of {name}"))?;
+    serde_json::from_str(&answer).context("parse the latencies")
+}
+
+/// Attaches pods, so many at the same time, and then detaches them so. Their namespaces are made before.
+fn together(
+    network: &Network,
+    numbers: Range<usize>,
+    calls: usize,
+    failures: &Failures,
+) -> Result<(Vec<Duration>, Vec<Duration>)> {
+    let pods = by_workers(numbers, WORKERS, Pod::create)?;
+    let added = by_workers(pods, calls, |mut pod| {
+        let time = failures.note(network.add(&mut pod));
+        Ok((pod, time))
+    })?;
+    let (pods, add): (Vec<Pod>, Vec<_>) = added.into_iter().unzip();
+    let deleted = by_workers(pods, calls, |mut pod| {
+        let time = failures.note(network.del(&mut pod));
+        Ok((pod, time))
+    })?;
+    let del = deleted.into_iter().filter_map(|(_, time)| time).collect();
+    Ok((add.into_iter().flatten().collect(), del))
+}
+
+/// Does something with each item, by several threads. The first error ends it.
+fn by_workers<T: Send, R: Send>(
+    items: impl IntoIterator<Item = T, IntoIter: Send>,
+    workers: usize,
+    work: impl Fn(T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let queue = Mutex::new(items.into_iter());
+    let worker = || -> Result<Vec<R>> {
+        let mut done = Vec::new();
         loop {
             interrupt::check()?;
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= first + pods {
-                return Ok(made);
-            }
-            let mut pod = Pod::create(number)?;
-            failures.note(network.add(&mut pod));
-            made.push(pod);
+            let item = queue.lock().map_err(|_| anyhow!("a worker panicked"))?.next();
+            let Some(item) = item else {
+                return Ok(done);
+            };
+            done.push(work(item)?);
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(worker)).collect();
-        let mut all = Vec::with_capacity(pods);
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
+        let mut all = Vec::new();
         for worker in workers {
-            all.extend(
-                worker
-                    .join()
-                    .map_err(|_| anyhow::anyhow!("a worker panicked"))??,
-            );
+            all.extend(worker.join().map_err(|_| anyhow!("a worker panicked"))??);
         }
         Ok(all)
     })
@@ -164,10 +250,11 @@ fn fill(network: &Network, pods: usize, first: usize, failures: &Failures) -> Re
 // === impl Network ===
 
 impl Network {
-    fn read(args: &Args) -> Result<Self> {
-        let text = std::fs::read(&args.conf).with_context(|| format!("read {}", args.conf.display()))?;
+    /// Reads a configuration list whose plugins are to be started at `node`.
+    pub(crate) fn read(conf: &Path, plugins: &Path, node: Place) -> Result<Self> {
+        let text = std::fs::read(conf).with_context(|| format!("read {}", conf.display()))?;
         let conf: Value =
-            serde_json::from_slice(&text).with_context(|| format!("parse {}", args.conf.display()))?;
+            serde_json::from_slice(&text).with_context(|| format!("parse {}", conf.display()))?;
         let field = |name: &str| {
             conf[name]
                 .as_str()
@@ -178,11 +265,12 @@ impl Network {
             name: field("name")?,
             version: field("cniVersion")?,
             plugins: conf["plugins"].as_array().context("no `plugins`")?.clone(),
-            path: args.cni_path.clone(),
+            path: plugins.to_owned(),
+            node,
         })
     }
 
-    fn add(&self, pod: &mut Pod) -> Result<Duration> {
+    pub(crate) fn add(&self, pod: &mut Pod) -> Result<Duration> {
         let start = Instant::now();
         let mut result = None;
         for plugin in &self.plugins {
@@ -209,7 +297,9 @@ impl Network {
         if let Some(previous) = previous {
             conf["prevResult"] = previous;
         }
-        let mut child = Command::new(self.path.join(kind))
+        let mut child = self
+            .node
+            .command(self.path.join(kind))
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", &pod.container)
             .env("CNI_NETNS", format!("/run/netns/{}", pod.netns))
@@ -247,7 +337,7 @@ impl Network {
 // === impl Pod ===
 
 impl Pod {
-    fn create(number: usize) -> Result<Self> {
+    pub(crate) fn create(number: usize) -> Result<Self> {
         let netns = format!("wb{}-c{number}", std::process::id());
         netns::run(Command::new("ip").args(["netns", "add", &netns]))?;
         // Plugins name links after the first characters of an ID, which differ in real ones.

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::Result;
 
-use crate::netns::{Namespace, Place, Underlay};
+use crate::netns::{Namespace, OUTSIDE, Place, Underlay};
 
 /// Two ends that can talk.
 #[derive(Debug, Clone)]
@@ -32,14 +32,19 @@ pub(crate) struct Competitor {
     /// Between two nodes.
     pub(crate) cross: Path,
     /// On one node.
-    pub(crate) same: Option<Path>,
+    pub(crate) same: Path,
+    /// To a host that is no node and knows no pods.
+    pub(crate) outside: Path,
     pub(crate) uplinks: Vec<Uplink>,
-    /// Held, so that they live as long as their paths are used.
-    pub(crate) namespaces: Vec<Namespace>,
+    /// Lives as long as the paths are used, and ends in this order.
+    #[expect(dead_code, reason = "ends when it is dropped")]
+    pub(crate) kept: Vec<Box<dyn std::fmt::Debug>>,
 }
 
 /// Every ratio is to this one's figure in the same round.
 pub(crate) const BASE: &str = "node";
+/// What the names of Weft's competitors start with.
+pub(crate) const WEFT: &str = "weft";
 /// The bridge with the kernel's VXLAN device, as flannel sets it up.
 pub(crate) const BRIDGE: &str = "bridge-vxlan";
 
@@ -49,8 +54,8 @@ const OVERLAY_MTU: u32 = Underlay::MTU - 50;
 /// No overlay: the nodes themselves; on one node, two namespaces and one bare veth pair.
 pub(crate) fn node(underlay: &Underlay) -> Result<Competitor> {
     let addresses = [Ipv4Addr::new(172, 30, 0, 11), Ipv4Addr::new(172, 30, 0, 12)];
-    let first = underlay.node("n1", addresses[0], 24)?;
-    let second = underlay.node("n2", addresses[1], 24)?;
+    let first = underlay.routed_node("n1", addresses[0])?;
+    let second = underlay.routed_node("n2", addresses[1])?;
 
     let a = Namespace::create("veth1")?;
     let b = Namespace::create("veth2")?;
@@ -72,13 +77,14 @@ pub(crate) fn node(underlay: &Underlay) -> Result<Competitor> {
             server: second.place(),
             address: addresses[1],
         },
-        same: Some(Path {
+        same: Path {
             client: a.place(),
             server: b.place(),
             address: Ipv4Addr::new(10, 99, 0, 2),
-        }),
+        },
+        outside: outside(underlay, first.place())?,
         uplinks: [&first, &second].map(uplink).to_vec(),
-        namespaces: vec![first, second, a, b],
+        kept: vec![Box::new([first, second, a, b])],
     })
 }
 
@@ -87,10 +93,9 @@ pub(crate) fn bridge(underlay: &Underlay) -> Result<Competitor> {
     let mac = |node: usize| format!("02:00:00:00:01:0{node}");
     let node_address = |node: usize| Ipv4Addr::new(172, 30, 0, 20 + node as u8);
     let nodes = [
-        underlay.node("f1", node_address(1), 24)?,
-        underlay.node("f2", node_address(2), 24)?,
+        underlay.routed_node("f1", node_address(1))?,
+        underlay.routed_node("f2", node_address(2))?,
     ];
-    let mut masquerades = true;
     for (this, node) in (1..).zip(&nodes) {
         let other = 3 - this;
         node.ip(&[
@@ -112,40 +117,41 @@ pub(crate) fn bridge(underlay: &Underlay) -> Result<Competitor> {
             mac(other),
             node_address(other)
         ))?;
-        masquerades &= node.nft(
-            "table ip bench {
-               chain postrouting { type nat hook postrouting priority srcnat;
-                 ip saddr 10.60.0.0/16 ip daddr != 10.60.0.0/16 masquerade fully-random
-               }
-             }",
-        )?;
+        masquerade(node, "10.60.0.0/16")?;
     }
     let client = bridge_pod(&nodes[0], 1, 2)?;
     let neighbour = bridge_pod(&nodes[0], 1, 3)?;
     let remote = bridge_pod(&nodes[1], 2, 2)?;
 
-    let rules = if masquerades {
-        "with"
-    } else {
-        "without (no nft here)"
-    };
     let [first, second] = nodes;
     Ok(Competitor {
         name: BRIDGE,
-        about: format!("bridge and kernel VXLAN device as flannel sets them up, {rules} masquerading"),
+        about: "bridge and kernel VXLAN device as flannel sets them up, masqueraded by nftables".into(),
         cross: Path {
             client: client.place(),
             server: remote.place(),
             address: Ipv4Addr::new(10, 60, 2, 2),
         },
-        same: Some(Path {
+        same: Path {
             client: client.place(),
             server: neighbour.place(),
             address: Ipv4Addr::new(10, 60, 1, 3),
-        }),
+        },
+        outside: outside(underlay, client.place())?,
         uplinks: [&first, &second].map(uplink).to_vec(),
-        namespaces: vec![first, second, client, neighbour, remote],
+        kept: vec![Box::new([first, second, client, neighbour, remote])],
     })
+}
+
+/// What leaves the pods' network goes with the node's address.
+pub(crate) fn masquerade(node: &Namespace, pods: &str) -> Result<()> {
+    node.nft(&format!(
+        "table ip bench {{
+           chain postrouting {{ type nat hook postrouting priority srcnat;
+             ip saddr {pods} ip daddr != {pods} masquerade fully-random
+           }}
+         }}"
+    ))
 }
 
 fn bridge_pod(node: &Namespace, subnet: usize, host: usize) -> Result<Namespace> {
@@ -164,7 +170,15 @@ fn bridge_pod(node: &Namespace, subnet: usize, host: usize) -> Result<Namespace>
     Ok(pod)
 }
 
-fn uplink(node: &Namespace) -> Uplink {
+pub(crate) fn outside(underlay: &Underlay, client: Place) -> Result<Path> {
+    Ok(Path {
+        client,
+        server: underlay.outside()?,
+        address: OUTSIDE,
+    })
+}
+
+pub(crate) fn uplink(node: &Namespace) -> Uplink {
     Uplink {
         node: node.place(),
         link: "eth0".into(),

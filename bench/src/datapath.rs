@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -12,12 +13,18 @@ use serde_json::Value;
 
 use crate::competitor::{Competitor, Path};
 use crate::netns::{self, Place};
-use crate::{interrupt, place, print};
+use crate::{cpu, interrupt, place, print, stats};
 
-/// Port of the server for tests at real-time priority; the next is its datagram sink.
+/// Port of the server for tests at real-time priority; the two after it are its own, too.
 const EAGER_PORT: u16 = 7000;
 /// Port of the server for streams. A stream at real-time priority would starve the kernel's own softirq threads.
 const FAIR_PORT: u16 = 7100;
+/// Clients that connect ten thousand times a second come round to a port later.
+const CLIENT: &[(&str, &str)] = &[("net/ipv4/ip_local_port_range", "\"10000 65000\"")];
+/// SNAT to one address and port has 64 k source ports, which connections keep for two minutes after their end.
+const NODE: &[(&str, &str)] = &[("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "1")];
+/// Longest time until a path carries.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Which pods talk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -27,6 +34,8 @@ pub(crate) enum Scenario {
     Cross,
     /// Pods of one node.
     Same,
+    /// A pod, and a host that is no node and knows no pods.
+    Outside,
 }
 
 /// How they talk.
@@ -35,23 +44,36 @@ pub(crate) enum Scenario {
 pub(crate) enum Test {
     /// Round trips of one byte, both ends on one CPU: no wake-up of another CPU hides the datapath.
     TcpRr,
-    /// One stream whose packets cross the underlay at MTU size.
-    Stream,
+    /// The same with an end on each of two CPUs, mostly the time that waking the other one takes.
+    TcpRrTwoCpus,
+    /// Connect, one byte each way, close; both ends on one CPU.
+    TcpCrr,
     /// Small datagrams, sender and receiver on two CPUs.
     UdpPps,
+    /// One stream whose packets cross the underlay at MTU size.
+    Stream,
+    /// Four of them at once.
+    FourStreams,
 }
 
-/// One figure.
+/// One run of a test.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Sample {
     pub(crate) round: usize,
     pub(crate) scenario: Scenario,
     pub(crate) test: Test,
     pub(crate) competitor: &'static str,
-    /// In the test's unit; absent if the run failed.
-    pub(crate) value: Option<f64>,
     /// All that the client said, or why it failed.
     pub(crate) detail: Value,
+}
+
+/// How quiet the machine is when nothing is measured and all competitors are up.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Noise {
+    /// Share of all CPUs' time that is not idle, what a hypervisor takes included; 0 to 1.
+    pub(crate) busy_share: f64,
+    /// Largest by smallest of five short runs of the base's one-CPU round trips.
+    pub(crate) base_spread: f64,
 }
 
 /// A server process, ended with its owner.
@@ -61,19 +83,21 @@ struct Server(Child);
 // === impl Scenario ===
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 2] = [Self::Cross, Self::Same];
+    pub(crate) const ALL: [Self; 3] = [Self::Cross, Self::Same, Self::Outside];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Cross => "pods of two nodes",
             Self::Same => "pods of one node",
+            Self::Outside => "a pod and a host outside, by SNAT",
         }
     }
 
-    fn path(self, competitor: &Competitor) -> Option<&Path> {
+    fn path(self, competitor: &Competitor) -> &Path {
         match self {
-            Self::Cross => Some(&competitor.cross),
-            Self::Same => competitor.same.as_ref(),
+            Self::Cross => &competitor.cross,
+            Self::Same => &competitor.same,
+            Self::Outside => &competitor.outside,
         }
     }
 }
@@ -81,44 +105,41 @@ impl Scenario {
 // === impl Test ===
 
 impl Test {
-    pub(crate) const ALL: [Self; 3] = [Self::TcpRr, Self::Stream, Self::UdpPps];
+    const ALL: [Self; 6] = [
+        Self::TcpRr,
+        Self::TcpRrTwoCpus,
+        Self::TcpCrr,
+        Self::UdpPps,
+        Self::Stream,
+        Self::FourStreams,
+    ];
 
-    pub(crate) fn title(self) -> &'static str {
+    fn command(self) -> &'static [&'static str] {
         match self {
-            Self::TcpRr => "TCP 1 byte request/response, one CPU, p50",
-            Self::Stream => "TCP stream, packets at MTU size",
-            Self::UdpPps => "UDP 64 bytes, arrived",
+            Self::TcpRr | Self::TcpRrTwoCpus => &["tcp-rr"],
+            Self::TcpCrr => &["tcp-crr"],
+            Self::UdpPps => &["udp-pps"],
+            Self::Stream => &["stream"],
+            Self::FourStreams => &["stream", "--streams", "4"],
         }
     }
 
-    pub(crate) fn unit(self) -> &'static str {
-        match self {
-            Self::TcpRr => "µs",
-            Self::Stream => "Gbit/s",
-            Self::UdpPps => "packets/s",
-        }
+    fn streams(self) -> bool {
+        matches!(self, Self::Stream | Self::FourStreams)
     }
 
-    /// The field of the client's answer that is compared.
-    fn field(self) -> &'static str {
-        match self {
-            Self::TcpRr => "p50_us",
-            Self::Stream => "gbit_per_s",
-            Self::UdpPps => "arrived_per_s",
-        }
+    /// Whether both ends run on one CPU.
+    fn one_cpu(self) -> bool {
+        matches!(self, Self::TcpRr | Self::TcpCrr)
     }
 
-    fn command(self) -> &'static str {
-        match self {
-            Self::TcpRr => "tcp-rr",
-            Self::Stream => "stream",
-            Self::UdpPps => "udp-pps",
-        }
-    }
-
-    /// On one node no packet crosses an underlay.
+    /// On one node no packet crosses an underlay. What tells datapaths apart is measured everywhere, the rest once.
     fn fits(self, scenario: Scenario) -> bool {
-        self != Self::Stream || scenario == Scenario::Cross
+        match self {
+            Self::TcpRr | Self::TcpCrr | Self::UdpPps => true,
+            Self::Stream => scenario != Scenario::Same,
+            Self::TcpRrTwoCpus | Self::FourStreams => scenario == Scenario::Cross,
+        }
     }
 }
 
@@ -156,43 +177,48 @@ impl Drop for Server {
 }
 
 /// Runs all rounds.
-pub(crate) fn measure(competitors: &[Competitor], rounds: usize, seconds: f64) -> Result<Vec<Sample>> {
+pub(crate) fn measure(
+    competitors: &[&Competitor],
+    rounds: usize,
+    seconds: f64,
+) -> Result<(Noise, Vec<Sample>)> {
     let cpus = place::cpus()?;
     let (Some(&first), Some(&last)) = (cpus.first(), cpus.last()) else {
         bail!("no CPU to run on")
     };
     let mut servers = Vec::new();
+    let mut served: Vec<String> = Vec::new();
     for competitor in competitors {
-        let mut served: Vec<String> = Vec::new();
-        for path in Scenario::ALL
-            .iter()
-            .filter_map(|scenario| scenario.path(competitor))
-        {
-            // One pod may be the server of both scenarios.
+        for uplink in &competitor.uplinks {
+            uplink.node.sysctl(NODE)?;
+        }
+        for scenario in Scenario::ALL {
+            let path = scenario.path(competitor);
+            path.client.sysctl(CLIENT)?;
+            // The host outside serves several.
             let key = path.server.0.join(" ");
             if !served.contains(&key) {
                 servers.push(Server::start(&path.server, EAGER_PORT, last, true)?);
                 servers.push(Server::start(&path.server, FAIR_PORT, last, false)?);
                 served.push(key);
             }
+            reachable(competitor, scenario, last)?;
         }
     }
 
+    let noise = Noise::measure(&competitors[0].cross, last)?;
     let mut samples = Vec::new();
     for round in 0..rounds {
         for scenario in Scenario::ALL {
             for test in Test::ALL.into_iter().filter(|test| test.fits(scenario)) {
                 for turn in 0..competitors.len() {
                     interrupt::check()?;
-                    let competitor = &competitors[(turn + round) % competitors.len()];
-                    let Some(path) = scenario.path(competitor) else {
-                        continue;
-                    };
-                    let cpu = if test == Test::TcpRr { last } else { first };
+                    let competitor = competitors[(turn + round) % competitors.len()];
+                    let path = scenario.path(competitor);
+                    let cpu = if test.one_cpu() { last } else { first };
                     let answer = with_offloads(competitor, test, || load(path, test, cpu, seconds));
                     let detail = answer.unwrap_or_else(|error| Value::String(format!("{error:#}")));
-                    let value = detail[test.field()].as_f64();
-                    if value.is_none() {
+                    if detail.is_string() {
                         print::note(&format!("{} {test:?} {scenario:?}: {detail}", competitor.name));
                     }
                     samples.push(Sample {
@@ -200,7 +226,6 @@ pub(crate) fn measure(competitors: &[Competitor], rounds: usize, seconds: f64) -
                         scenario,
                         test,
                         competitor: competitor.name,
-                        value,
                         detail,
                     });
                 }
@@ -208,12 +233,47 @@ pub(crate) fn measure(competitors: &[Competitor], rounds: usize, seconds: f64) -
         }
         print::note(&format!("round {} of {rounds} done", round + 1));
     }
-    Ok(samples)
+    Ok((noise, samples))
+}
+
+/// Waits until a path carries: agents of some competitors tell each other of their nodes only after they are ready.
+fn reachable(competitor: &Competitor, scenario: Scenario, cpu: usize) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        interrupt::check()?;
+        match load(scenario.path(competitor), Test::TcpRr, cpu, 0.01) {
+            Ok(_) => return Ok(()),
+            Err(error) if start.elapsed() > PATIENCE => {
+                let what = format!("{}: {} don't reach each other", competitor.name, scenario.title());
+                return Err(error.context(what));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}
+
+// === impl Noise ===
+
+impl Noise {
+    fn measure(path: &Path, cpu: usize) -> Result<Self> {
+        let busy_share = cpu::busy_share(Duration::from_secs(1))?;
+        let runs: Result<Vec<f64>> = (0..5)
+            .map(|_| {
+                let answer = load(path, Test::TcpRr, cpu, 0.1)?;
+                answer["p50_us"].as_f64().context("an answer without p50_us")
+            })
+            .collect();
+        let (least, most) = stats::spread(&runs?).context("no run")?;
+        Ok(Self {
+            busy_share,
+            base_spread: most / least,
+        })
+    }
 }
 
 /// Switches the uplinks to packets at MTU size for the tests that ask for it.
 fn with_offloads(competitor: &Competitor, test: Test, body: impl FnOnce() -> Result<Value>) -> Result<Value> {
-    if test != Test::Stream {
+    if !test.streams() {
         return body();
     }
     let switch = |mode: &str| -> Result<()> {
@@ -233,11 +293,10 @@ fn with_offloads(competitor: &Competitor, test: Test, body: impl FnOnce() -> Res
 }
 
 fn load(path: &Path, test: Test, cpu: usize, seconds: f64) -> Result<Value> {
-    let eager = test != Test::Stream;
+    let eager = !test.streams();
     let server = SocketAddrV4::new(path.address, if eager { EAGER_PORT } else { FAIR_PORT });
     let mut command: Command = path.client.command(this_program()?);
-    command.args([
-        test.command(),
+    command.args(test.command()).args([
         &server.to_string(),
         "--seconds",
         &seconds.to_string(),

@@ -8,16 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::cni::Latency;
+use crate::cni::{self, Amount, Latency};
 use crate::competitor::{Competitor, Path, Uplink};
-use crate::datapath::this_program;
-use crate::netns::{self, Place};
+use crate::netns::{self, OUTSIDE, Place};
 use crate::report::Footprint;
 
-/// Weft in reports.
-const NAME: &str = "weft";
-/// The lab's flag for how packets get to other nodes, and Weft's name in reports of packets. All else is the same.
-pub(crate) const TRANSPORTS: [(&str, &str); 2] = [("direct", "weft, direct"), ("device", "weft, device")];
 /// Longest time for pods to run.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Where the lab keeps its clusters.
@@ -28,38 +23,59 @@ const STATE: &str = "/run/weft/lab";
 pub(crate) struct Lab {
     weft: PathBuf,
     name: String,
+    transport: Transport,
     scratch: PathBuf,
+}
+
+/// How packets get to other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Transport {
+    /// Through the kernel's VXLAN device
+    Device,
+    /// Past it
+    Direct,
 }
 
 // === impl Lab ===
 
 impl Lab {
     /// Makes a cluster. Its VNet has the cluster's name, so that it meets no other.
-    pub(crate) fn create(weft: &FilePath, scratch: &FilePath, purpose: &str, nodes: usize) -> Result<Self> {
-        Self::create_with(weft, scratch, purpose, nodes, "auto")
-    }
-
-    /// The same, with a transport.
-    pub(crate) fn create_with(
+    pub(crate) fn create(
         weft: &FilePath,
         scratch: &FilePath,
         purpose: &str,
         nodes: usize,
-        transport: &str,
+        transport: Transport,
     ) -> Result<Self> {
-        let name = format!("bench-{}-{purpose}", std::process::id());
+        let name = format!("bench-{}-{purpose}-{}", std::process::id(), transport.word());
         let lab = Self {
             weft: weft.to_owned(),
             name: name.clone(),
+            transport,
             scratch: scratch.to_owned(),
         };
         netns::run(
             Command::new(weft)
                 .args(["lab", "create", &name, "--vnet", &name, "--max-pods", "250"])
                 .args(["--node-count", &nodes.to_string()])
-                .args(["--transport", transport]),
+                .args(["--transport", transport.word()]),
         )?;
         Ok(lab)
+    }
+
+    /// What it is called in reports.
+    fn label(&self) -> &'static str {
+        match self.transport {
+            Transport::Device => "weft-device",
+            Transport::Direct => "weft-direct",
+        }
+    }
+
+    /// The host beyond the router of the cluster's VNet.
+    fn outside(&self) -> Place {
+        let weft = self.weft.to_string_lossy().into_owned();
+        let words = ["lab", "vnet-exec", &self.name, "--on", "internet", "--"].map(str::to_owned);
+        Place([weft].into_iter().chain(words).collect())
     }
 
     fn status(&self) -> Result<Value> {
@@ -126,7 +142,7 @@ impl Lab {
     }
 
     /// Pods on one node and on two.
-    pub(crate) fn competitor(&self, name: &'static str) -> Result<Competitor> {
+    pub(crate) fn competitor(&self) -> Result<Competitor> {
         let status = self.status()?;
         let node = |index: usize, field: &str| {
             let value = status["nodes"][index][field].as_str().map(str::to_owned);
@@ -149,17 +165,22 @@ impl Lab {
             .map(|index| uplink(&Place::named(&node(index, "netns")?)))
             .collect();
         Ok(Competitor {
-            name,
-            about: "pods of a lab cluster".into(),
+            name: self.label(),
+            about: "pods of a lab cluster, by the real agent, plugin and eBPF programs".into(),
             cross: path("remote")?,
-            same: Some(path("neighbour")?),
+            same: path("neighbour")?,
+            outside: Path {
+                client: self.pod("client"),
+                server: self.outside(),
+                address: OUTSIDE,
+            },
             uplinks: uplinks?,
-            namespaces: Vec::new(),
+            kept: Vec::new(),
         })
     }
 
     /// ADD and DEL through this cluster's first node.
-    pub(crate) fn latency(&self, cycles: usize, pods: usize) -> Result<Latency> {
+    pub(crate) fn latency(&self, amount: &Amount) -> Result<Latency> {
         let status = self.status()?;
         let field = |name: &str| {
             status["nodes"][0][name]
@@ -177,22 +198,13 @@ impl Lab {
             .nth(2)
             .context("a configuration outside cni/net.d")?
             .join("bin");
-        let mut command = Place::named(field("netns")?).command(this_program()?);
-        command
-            .arg("cni")
-            .arg("--conf")
-            .arg(&conf)
-            .arg("--cni-path")
-            .arg(&plugins);
-        command.args([
-            "--name",
-            NAME,
-            "--cycles",
-            &cycles.to_string(),
-            "--pods",
-            &pods.to_string(),
-        ]);
-        serde_json::from_str(&netns::read(&mut command)?).context("parse the latencies")
+        cni::measure(
+            &Place::named(field("netns")?),
+            &conf,
+            &plugins,
+            self.label(),
+            amount,
+        )
     }
 
     /// Starts a Deployment of so many pods on a cluster of one node, and looks at what it takes.
@@ -213,6 +225,17 @@ impl Lab {
             pods_up_seconds,
             agent_rss_bytes: resident(pid)?,
         })
+    }
+}
+
+// === impl Transport ===
+
+impl Transport {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Direct => "direct",
+        }
     }
 }
 

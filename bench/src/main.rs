@@ -6,14 +6,20 @@
 mod client;
 mod cni;
 mod competitor;
+mod cpu;
 mod datapath;
+mod figure;
+mod html;
 mod interrupt;
 mod lab;
+mod modules;
 mod netns;
 mod offload;
+mod peers;
 mod place;
 mod plugins;
 mod print;
+mod process;
 mod report;
 mod run;
 mod scale;
@@ -42,15 +48,23 @@ enum Command {
     Scale(scale::Args),
     /// Answer the load of the commands below until standard input ends; prints `ready` when listening
     Serve {
-        /// Address and TCP port; the next port takes datagrams
+        /// Address and TCP port; the next takes datagrams, the one after it short connections
         listen: SocketAddrV4,
         #[command(flatten)]
         place: place::Args,
     },
     /// TCP request/response: one byte each way, one request outstanding; prints JSON
     TcpRr(Load),
-    /// One TCP stream; prints JSON
-    Stream(Load),
+    /// TCP connections, one after the other, each for one byte each way; prints JSON
+    TcpCrr(Load),
+    /// TCP streams; prints JSON
+    Stream {
+        #[command(flatten)]
+        load: Load,
+        /// How many at once
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+        streams: u8,
+    },
     /// UDP datagrams of 64 bytes as fast as they go; what arrives counts; prints JSON
     UdpPps(Load),
     /// Print what an HTTP server answers
@@ -101,7 +115,10 @@ fn execute(command: Command) -> Result<()> {
             server::serve(listen)
         }
         Command::TcpRr(load) => load.print(client::request_response),
-        Command::Stream(load) => load.print(client::stream),
+        Command::TcpCrr(load) => load.print(client::connections),
+        Command::Stream { load, streams } => {
+            load.print(|server, time| client::streams(server, time, usize::from(streams)))
+        }
         Command::UdpPps(load) => load.print(client::datagrams),
         Command::Get { url } => client::get(&url).map(|body| print::line(body.trim_end())),
         Command::Cni(args) => cni::run(&args),

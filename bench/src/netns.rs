@@ -7,10 +7,14 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::fd::AsFd;
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::interrupt;
 
+/// The host outside; Weft's lab has the same.
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 /// How often a running command's fate is looked at when a signal may have come.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -37,6 +41,15 @@ impl Place {
             }
             None => Command::new(program),
         }
+    }
+
+    /// Sets sysctls, by their path under `/proc/sys`. Those that this kernel doesn't have are left out.
+    pub(crate) fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
+        let script: String = settings
+            .iter()
+            .map(|(path, value)| format!("[ ! -e /proc/sys/{path} ] || echo {value} >/proc/sys/{path}\n"))
+            .collect();
+        run(self.command("sh").args(["-ec", &script]))
     }
 
     /// A namespace that has a name for `ip netns`.
@@ -82,23 +95,9 @@ impl Namespace {
         )
     }
 
-    /// Loads an nftables rule set. False where there is no `nft`.
-    pub(crate) fn nft(&self, rules: &str) -> Result<bool> {
-        let mut command = self.place().command("nft");
-        command.args(["-f", "-"]);
-        if Command::new("nft").arg("--version").output().is_err() {
-            return Ok(false);
-        }
-        feed(&mut command, rules).map(|()| true)
-    }
-
-    /// Sets sysctls, by their path under `/proc/sys`. Those that this kernel doesn't have are left out.
-    pub(crate) fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
-        let script: String = settings
-            .iter()
-            .map(|(path, value)| format!("[ ! -e /proc/sys/{path} ] || echo {value} >/proc/sys/{path}\n"))
-            .collect();
-        run(self.place().command("sh").args(["-ec", &script]))
+    /// Loads an nftables rule set.
+    pub(crate) fn nft(&self, rules: &str) -> Result<()> {
+        feed(self.place().command("nft").args(["-f", "-"]), rules)
     }
 }
 
@@ -113,6 +112,7 @@ impl Drop for Namespace {
 #[derive(Debug)]
 pub(crate) struct Underlay {
     namespace: Namespace,
+    outside: Option<Namespace>,
 }
 
 // === impl Underlay ===
@@ -120,6 +120,8 @@ pub(crate) struct Underlay {
 impl Underlay {
     /// Largest packet of the underlay, bytes.
     pub(crate) const MTU: u32 = 1500;
+    /// The router of an underlay with outside.
+    pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
 
     pub(crate) fn create() -> Result<Self> {
         let namespace = Namespace::create("net")?;
@@ -128,11 +130,66 @@ impl Underlay {
             &format!("link set br0 mtu {} up", Self::MTU),
         ])?;
         // The default runs bridged packets through netfilter; a wire has none.
-        namespace.sysctl(&[
+        namespace.place().sysctl(&[
             ("net/bridge/bridge-nf-call-iptables", "0"),
             ("net/bridge/bridge-nf-call-arptables", "0"),
         ])?;
-        Ok(Self { namespace })
+        Ok(Self {
+            namespace,
+            outside: None,
+        })
+    }
+
+    /// The same with a router to a host that knows the nodes' subnet and nothing of pods, as in Weft's lab.
+    pub(crate) fn with_outside() -> Result<Self> {
+        let mut underlay = Self::create()?;
+        let outside = Namespace::create("out")?;
+        underlay.namespace.ip(&[
+            format!("addr add {}/24 dev br0", Self::GATEWAY),
+            format!(
+                "link add out mtu {} type veth peer name eth0 mtu {} netns {}",
+                Self::MTU,
+                Self::MTU,
+                outside.name()
+            ),
+            "link set out up".into(),
+            "addr add 198.51.100.1/24 dev out".into(),
+        ])?;
+        underlay.namespace.place().sysctl(&[
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv4/conf/all/rp_filter", "0"),
+            ("net/ipv4/conf/default/rp_filter", "0"),
+        ])?;
+        outside.ip(&[
+            "link set eth0 up".into(),
+            format!("addr add {OUTSIDE}/24 dev eth0"),
+            "route add 172.30.0.0/24 via 198.51.100.1".into(),
+        ])?;
+        underlay.outside = Some(outside);
+        Ok(underlay)
+    }
+
+    /// The host outside.
+    pub(crate) fn outside(&self) -> Result<Place> {
+        let outside = self.outside.as_ref().context("an underlay without outside")?;
+        Ok(outside.place())
+    }
+
+    /// Where the router and what belongs to no node run.
+    pub(crate) fn router(&self) -> Place {
+        self.namespace.place()
+    }
+
+    /// The router's name for `ip netns`.
+    pub(crate) fn router_name(&self) -> &str {
+        self.namespace.name()
+    }
+
+    /// A node with a default route by way of the router.
+    pub(crate) fn routed_node(&self, name: &str, address: Ipv4Addr) -> Result<Namespace> {
+        let node = self.node(name, address, 24)?;
+        node.ip(&[format!("route add default via {}", Self::GATEWAY)])?;
+        Ok(node)
     }
 
     /// A node: a namespace whose `eth0` hangs on the bridge, with an address in a subnet of this length.
@@ -149,13 +206,21 @@ impl Underlay {
             &format!("addr add {address}/{prefix_len} dev eth0"),
         ])?;
         self.namespace.ip(&[format!("link set {name} master br0 up")])?;
-        node.sysctl(&[
+        node.place().sysctl(&[
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv4/conf/all/rp_filter", "0"),
             ("net/ipv4/conf/default/rp_filter", "0"),
         ])?;
         Ok(node)
     }
+}
+
+/// Moves this thread, and those that it will start, into a namespace.
+pub(crate) fn enter(name: &str) -> Result<()> {
+    let path = format!("/run/netns/{name}");
+    let file = std::fs::File::open(&path).with_context(|| format!("open {path}"))?;
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+        .with_context(|| format!("enter {path}"))
 }
 
 // === running programs ===

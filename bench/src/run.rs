@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::cni::Amount;
 use crate::competitor::{self, Competitor};
-use crate::lab::{Lab, TRANSPORTS};
+use crate::lab::{Lab, Transport};
 use crate::netns::Underlay;
+use crate::peers::{self, Kind, Peer};
 use crate::report::{Meta, Report};
-use crate::{datapath, interrupt, place, plugins, print};
+use crate::{datapath, html, interrupt, modules, place, plugins, print};
 
 /// Arguments of `weft-bench run`.
 #[derive(Debug, clap::Args)]
@@ -25,12 +27,17 @@ pub(crate) struct Args {
     /// Seconds of each test
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Pods attached and detached one after the other
-    #[arg(long, default_value_t = 100)]
-    cycles: usize,
-    /// Pods at once on one node
-    #[arg(long, default_value_t = 250)]
-    pods: usize,
+    /// Weft's ways to other nodes, a competitor each
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["device", "direct"])]
+    transports: Vec<Transport>,
+    /// Other projects' networks, run for real; the first time they are built, which takes minutes
+    #[arg(long, value_enum, value_delimiter = ',')]
+    peers: Vec<Kind>,
+    /// Where their programs are kept [default: ~/.cache/weft/bench]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    #[command(flatten)]
+    amount: Amount,
     /// Leave out the datapath or the attaching of pods
     #[arg(long, value_enum, value_delimiter = ',')]
     without: Vec<Part>,
@@ -67,6 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             seconds: args.seconds,
             realtime: place::realtime_permitted(),
             load: [load_average()?; 2],
+            noise: None,
             competitors: Vec::new(),
         },
         samples: Vec::new(),
@@ -78,59 +86,83 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         report.skipped.push("everything of Weft: no --weft given".into());
     }
     let wanted = |part: Part| !args.without.contains(&part);
+    let cache = match &args.cache {
+        Some(cache) => cache.clone(),
+        None => modules::default_cache()?,
+    };
+    let underlay = Underlay::with_outside()?;
+    let peers = peers::start(&args.peers, &cache, &out, &underlay)?;
     if wanted(Part::Datapath) {
-        measure_datapath(args, &out, &mut report)?;
+        measure_datapath(args, &out, &underlay, &peers, &mut report)?;
     }
     if wanted(Part::Cni) {
-        measure_cni(args, &out, &mut report)?;
+        measure_cni(args, &out, &cache, &peers, &mut report)?;
     }
+    drop(peers);
     if wanted(Part::Footprint)
         && let Some(weft) = &args.weft
     {
-        print::note(&format!("{} pods on one node of a lab cluster", args.pods));
-        report.weft = Some(Lab::create(weft, &out, "fill", 1)?.footprint(args.pods)?);
+        let pods = args.amount.pods;
+        print::note(&format!("{pods} pods on one node of a lab cluster"));
+        report.weft = Some(Lab::create(weft, &out, "fill", 1, Transport::Direct)?.footprint(pods)?);
     }
     interrupt::check()?;
     report.meta.load[1] = load_average()?;
     write(&report, &out)
 }
 
-fn measure_datapath(args: &Args, out: &Path, report: &mut Report) -> Result<()> {
-    let underlay = Underlay::create()?;
-    let mut competitors: Vec<Competitor> = vec![competitor::node(&underlay)?, competitor::bridge(&underlay)?];
+fn measure_datapath(
+    args: &Args,
+    out: &Path,
+    underlay: &Underlay,
+    peers: &[Peer],
+    report: &mut Report,
+) -> Result<()> {
+    let own = [competitor::node(underlay)?, competitor::bridge(underlay)?];
+    let mut ours = Vec::new();
     let mut labs = Vec::new();
     if let Some(weft) = &args.weft {
-        for (transport, name) in TRANSPORTS {
-            let lab = Lab::create_with(weft, out, transport, 2, transport)?;
-            competitors.push(lab.competitor(name)?);
+        for &transport in &args.transports {
+            let lab = Lab::create(weft, out, "path", 2, transport)?;
+            ours.push(lab.competitor()?);
             labs.push(lab);
         }
     }
+    let competitors: Vec<&Competitor> = own
+        .iter()
+        .chain(peers.iter().map(|peer| &peer.competitor))
+        .chain(&ours)
+        .collect();
     report.meta.competitors = competitors
         .iter()
         .map(|c| (c.name.to_owned(), c.about.clone()))
         .collect();
-    report.samples = datapath::measure(&competitors, args.rounds, args.seconds)?;
-    let held: usize = competitors.iter().map(|c| c.namespaces.len()).sum();
-    print::note(&format!("removing {held} namespaces"));
+    let (noise, samples) = datapath::measure(&competitors, args.rounds, args.seconds)?;
+    report.meta.noise = Some(noise);
+    report.samples = samples;
+    print::note(&format!("removing {} competitors", competitors.len()));
     Ok(())
 }
 
-fn measure_cni(args: &Args, out: &Path, report: &mut Report) -> Result<()> {
-    match plugins::find(out) {
+fn measure_cni(args: &Args, out: &Path, cache: &Path, peers: &[Peer], report: &mut Report) -> Result<()> {
+    match plugins::find(cache) {
         Ok((dir, version)) => {
             print::note("attaching pods by bridge + host-local");
             report
                 .cni
-                .push(plugins::measure(&dir, &version, out, args.cycles, args.pods)?);
+                .push(plugins::measure(&dir, &version, out, &args.amount)?);
         }
         Err(reason) => report.skipped.push(reason),
+    }
+    for peer in peers {
+        print::note(&format!("attaching pods by {}", peer.competitor.name));
+        report.cni.push(peer.latency(&args.amount)?);
     }
     if let Some(weft) = &args.weft {
         print::note("attaching pods by weft-cni");
         report
             .cni
-            .push(Lab::create(weft, out, "cni", 1)?.latency(args.cycles, args.pods)?);
+            .push(Lab::create(weft, out, "cni", 1, Transport::Direct)?.latency(&args.amount)?);
     }
     Ok(())
 }
@@ -140,6 +172,7 @@ fn write(report: &Report, out: &Path) -> Result<()> {
     for (name, text) in [
         ("report.md", tables.clone()),
         ("report.json", serde_json::to_string_pretty(report)?),
+        ("report.html", html::page(report)),
     ] {
         let path = out.join(name);
         std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;

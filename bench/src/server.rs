@@ -1,14 +1,16 @@
-//! The answering side. One TCP port for several kinds of connection, told apart by their first byte, and one UDP sink.
+//! The answering side. One TCP port for several kinds of connection, told apart by their first byte, one for short
+//! connections, and one UDP sink.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::print;
+use crate::{cpu, print};
 
 /// What a connection wants, its first byte.
 pub(crate) mod wish {
@@ -18,17 +20,28 @@ pub(crate) mod wish {
     pub(crate) const SINK: u8 = b'S';
     /// How many datagrams have arrived since the start (u64, big endian).
     pub(crate) const COUNT: u8 = b'C';
+    /// CPU time that the server has taken since its start (u64, big endian, nanoseconds).
+    pub(crate) const CPU: u8 = b'T';
     /// From which address the request came, as text: the first byte of an HTTP request.
     pub(crate) const GET: u8 = b'G';
 }
 
+/// What the sink for datagrams adds to the server's port.
+pub(crate) const SINK: u16 = 1;
+/// What the port for short connections adds to the server's.
+pub(crate) const BRIEF: u16 = 2;
+
 /// Receive buffer of the datagram sink, bytes. The kernel may grant less.
 const SINK_BUFFER: usize = 4 << 20;
+/// Longest time for the byte of a short connection.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Serves until standard input ends, so that no server outlives the one who started it.
 pub(crate) fn serve(listen: SocketAddrV4) -> Result<()> {
     let listener = listen_tcp(listen).with_context(|| format!("listen on TCP {listen}"))?;
-    let sink = SocketAddrV4::new(*listen.ip(), listen.port() + 1);
+    let brief = SocketAddrV4::new(*listen.ip(), listen.port() + BRIEF);
+    let short = listen_tcp(brief).with_context(|| format!("listen on TCP {brief}"))?;
+    let sink = SocketAddrV4::new(*listen.ip(), listen.port() + SINK);
     let datagrams = UdpSocket::bind(sink).with_context(|| format!("bind UDP {sink}"))?;
     SockRef::from(&datagrams)
         .set_recv_buffer_size(SINK_BUFFER)
@@ -37,6 +50,12 @@ pub(crate) fn serve(listen: SocketAddrV4) -> Result<()> {
     let arrived = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&arrived);
     std::thread::spawn(move || count(&datagrams, &counter));
+    std::thread::spawn(move || {
+        for stream in short.incoming().flatten() {
+            // As above; and one after the other, for a thread per connection would cost more than the connection.
+            let _ = exchange(stream);
+        }
+    });
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let arrived = Arc::clone(&arrived);
@@ -70,6 +89,14 @@ fn count(datagrams: &UdpSocket, arrived: &AtomicU64) {
     while datagrams.recv(&mut buffer).is_ok() {
         arrived.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// One byte each way. The end that closes first keeps the port in TIME_WAIT, so it is this one, which has only one.
+fn exchange(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut byte = [0];
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.read_exact(&mut byte)?;
+    stream.write_all(&byte)
 }
 
 fn answer(mut stream: TcpStream, arrived: &AtomicU64) -> std::io::Result<()> {
@@ -106,6 +133,7 @@ fn answer(mut stream: TcpStream, arrived: &AtomicU64) -> std::io::Result<()> {
                 "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nyou are {peer}\n"
             )
         }
+        wish::CPU => stream.write_all(&cpu::own().to_be_bytes()),
         wish::COUNT => stream.write_all(&arrived.load(Ordering::Relaxed).to_be_bytes()),
         _ => Ok(()),
     }

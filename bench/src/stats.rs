@@ -27,6 +27,14 @@ pub(crate) fn spread(samples: &[f64]) -> Option<(f64, f64)> {
     Some((least, most))
 }
 
+/// Smallest and largest, a fifth of the samples left out at either end.
+pub(crate) fn spread_of_most(samples: &[f64]) -> Option<(f64, f64)> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let odd = sorted.len() / 5;
+    spread(&sorted[odd..sorted.len() - odd])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,5 +59,8 @@ mod tests {
     fn the_spread_is_from_smallest_to_largest() {
         assert_eq!(spread(&[2.0, 7.0, 1.0]), Some((1.0, 7.0)));
         assert_eq!(spread(&[]), None);
+        assert_eq!(spread_of_most(&[9.0, 2.0, 3.0, 1.0]), Some((1.0, 9.0)));
+        assert_eq!(spread_of_most(&[9.0, 2.0, 3.0, 1.0, 4.0]), Some((2.0, 4.0)));
+        assert_eq!(spread_of_most(&[]), None);
     }
 }

@@ -10,7 +10,10 @@ pub(crate) struct Args {
     /// Measure the alternatives only, without Weft
     #[arg(long)]
     alternatives_only: bool,
-    /// Arguments of `weft-bench run`, as in `-- --rounds 10 --without cni,footprint`
+    /// Within five minutes: three short rounds, fewer pods
+    #[arg(long)]
+    quick: bool,
+    /// Arguments of `weft-bench run`, as in `-- --rounds 10 --without cni,footprint` or `-- --peers ptp,flannel,cilium`
     #[arg(last = true)]
     rest: Vec<String>,
 }
@@ -23,10 +26,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             host::as_root("bench")
         );
     }
-    for program in ["ip", "bridge"] {
+    for (program, package) in [("ip", "iproute2"), ("bridge", "iproute2"), ("nft", "nftables")] {
         if host::which(program).is_none() {
             bail!(
-                "the alternatives are set up with `{program}`, which is not in PATH\n  next: install iproute2"
+                "the alternatives are set up with `{program}`, which is not in PATH\n  next: install {package}"
             );
         }
     }
@@ -38,8 +41,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     command
         .arg("run")
         .arg("--out")
-        .arg(exec::target_dir().join("bench"))
-        .args(&args.rest);
+        .arg(exec::target_dir().join("bench"));
+    if args.quick {
+        command.args([
+            "--rounds",
+            "3",
+            "--seconds",
+            "0.3",
+            "--cycles",
+            "30",
+            "--pods",
+            "100",
+        ]);
+    }
+    command.args(&args.rest);
     if !args.alternatives_only {
         command.arg("--weft").arg(dist.weft());
     }

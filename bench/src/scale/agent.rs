@@ -15,9 +15,9 @@ use serde::Serialize;
 use weft_abi::{ABI_VERSION, PrefixKind, names};
 
 use super::objects::{node_address, node_name};
-use super::process::{Process, Usage};
 use super::wait_for;
 use crate::netns::{self, Namespace, Place, Underlay};
+use crate::process::{Process, Usage};
 
 /// Longest time for an agent's maps to be full.
 const PATIENCE: Duration = Duration::from_secs(120);

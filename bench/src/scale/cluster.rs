@@ -18,10 +18,10 @@ use weft_api::{NodeNetwork, NodeSlice};
 use super::agent::{Blocks, Traffic, traffic};
 use super::objects::{create, node_name};
 use super::plane::{self, ControlPlane, Programs};
-use super::process::{Process, Usage};
 use super::requests::{self, Audit, Counts};
 use super::wait_for;
 use crate::netns::{Namespace, Place};
+use crate::process::{Process, Usage};
 
 /// Longest time for the operator to hand out all blocks.
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -5,7 +5,6 @@ mod agent;
 mod cluster;
 mod objects;
 mod plane;
-mod process;
 mod report;
 mod requests;
 
@@ -15,14 +14,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use self::agent::{Agent, Machine, Traffic, UNDERLAY_BITS};
 use self::cluster::{Cluster, Setting};
 use self::objects::Life;
 use self::plane::{AGENT, OPERATOR, Programs};
 use self::report::{Churn, Join, Meta, Recovery, Report, Start};
-use crate::netns::{Namespace, Underlay};
+use crate::netns::{self, Underlay};
 use crate::{interrupt, print, run};
 
 /// The control plane's address, and the operator's.
@@ -108,7 +106,7 @@ fn measure(args: &Args, programs: &Programs, scratch: &Path, report: &mut Report
     let underlay = Underlay::create()?;
     let plane = underlay.node("cp", PLANE, UNDERLAY_BITS)?;
     let operator = underlay.node("op", CONTROLLERS, UNDERLAY_BITS)?;
-    enter(&plane)?;
+    netns::enter(plane.name())?;
     let weft = args
         .weft
         .canonicalize()
@@ -142,14 +140,6 @@ fn measure(args: &Args, programs: &Programs, scratch: &Path, report: &mut Report
     full(args, &setting, &machines, scratch, report)?;
     report.meta.load[1] = run::load_average()?;
     Ok(())
-}
-
-/// Moves this thread, and those it will start, to where the API server is.
-fn enter(namespace: &Namespace) -> Result<()> {
-    let path = format!("/run/netns/{}", namespace.name());
-    let file = fs::File::open(&path).with_context(|| format!("open {path}"))?;
-    move_into_link_name_space(rustix::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network))
-        .with_context(|| format!("enter {path}"))
 }
 
 /// What a start costs an agent in small clusters.

@@ -11,8 +11,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::runtime::Runtime;
 
-use super::process::Process;
 use crate::netns::{self, Place};
+use crate::process::Process;
 
 /// Port of the API server, in its own namespace.
 const PORT: u16 = 6443;

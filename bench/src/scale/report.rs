@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::agent::Traffic;
 use super::cluster::{HandOut, Stored};
-use super::process::Usage;
+use crate::process::Usage;
 use crate::stats;
 
 /// All that a run found out.

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A child with a log file; killed with its owner.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     name: String,
     child: Child,
     log: PathBuf,
@@ -22,22 +22,22 @@ pub(super) struct Process {
 
 /// What a process has taken so far.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// Seconds on a CPU, user and system.
-    pub(super) cpu_seconds: f64,
+    pub(crate) cpu_seconds: f64,
     /// Resident memory, bytes.
-    pub(super) rss: u64,
+    pub(crate) rss: u64,
     /// The part of it that is its own; the rest is files, mostly its binary, shared by all who run it. Bytes.
-    pub(super) anonymous: u64,
+    pub(crate) anonymous: u64,
     /// The most resident memory ever was, bytes.
-    pub(super) peak_rss: u64,
+    pub(crate) peak_rss: u64,
 }
 
 // === impl Process ===
 
 impl Process {
     /// Starts `command`, its output in `DIR/NAME.log`.
-    pub(super) fn start(name: &str, mut command: Command, dir: &Path) -> Result<Self> {
+    pub(crate) fn start(name: &str, mut command: Command, dir: &Path) -> Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let out = fs::OpenOptions::new()
             .create(true)
@@ -61,7 +61,7 @@ impl Process {
     ///
     /// # Errors
     /// It has ended.
-    pub(super) fn usage(&mut self) -> Result<Usage> {
+    pub(crate) fn usage(&mut self) -> Result<Usage> {
         if let Some(status) = self.child.try_wait()? {
             bail!("{} ended with {status}, see {}", self.name, self.log.display());
         }
@@ -93,7 +93,7 @@ impl Process {
     }
 
     /// Ends it with SIGTERM, and with SIGKILL where that does not help.
-    pub(super) fn stop(&mut self) -> Result<()> {
+    pub(crate) fn stop(&mut self) -> Result<()> {
         let start = Instant::now();
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
         while self.child.try_wait()?.is_none() {
@@ -106,7 +106,7 @@ impl Process {
     }
 
     /// Ends it as a crash does.
-    pub(super) fn crash(&mut self) -> Result<()> {
+    pub(crate) fn crash(&mut self) -> Result<()> {
         self.child.kill().with_context(|| format!("kill {}", self.name))?;
         self.child.wait()?;
         Ok(())
