@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::cni::{self, Amount, Latency};
 use crate::competitor::{Competitor, Path, Uplink};
+use crate::interrupt;
 use crate::netns::{self, OUTSIDE, Place};
 use crate::report::Footprint;
 
@@ -97,6 +98,7 @@ impl Lab {
     fn running(&self, pods: u64) -> Result<()> {
         let start = Instant::now();
         loop {
+            interrupt::check()?;
             let status = self.status()?;
             if status["pods"]["running"].as_u64() == Some(pods) {
                 return Ok(());

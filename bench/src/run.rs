@@ -123,6 +123,7 @@ fn measure_datapath(
     let mut labs = Vec::new();
     if let Some(weft) = &args.weft {
         for &transport in &args.transports {
+            interrupt::check()?;
             let lab = Lab::create(weft, out, "path", 2, transport)?;
             ours.push(lab.competitor()?);
             labs.push(lab);

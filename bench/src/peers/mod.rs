@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::cni::{self, Amount, Latency, Network, Pod};
 use crate::competitor::{self, Competitor, Path};
 use crate::netns::{Namespace, Place, Underlay};
-use crate::{modules, print};
+use crate::{interrupt, modules, print};
 
 /// Which of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -75,6 +75,7 @@ pub(crate) fn start(
     std::fs::create_dir_all(cache).with_context(|| format!("create {}", cache.display()))?;
     let mut peers = Vec::new();
     for kind in kinds {
+        interrupt::check()?;
         print::note(&format!("starting {kind:?}"));
         let nodes = match kind {
             Kind::Ptp => ptp::start(cache, out, underlay)?,
