@@ -2,10 +2,9 @@
 //! put them back. Those of an interface go with it.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use weft_cni::install::place;
+use weft_cni::install::{open_own, place};
 use weft_kernel::sysctl::{self, Key};
 use weft_model::{UserError, codes};
 
@@ -76,8 +75,8 @@ impl Originals {
     }
 
     fn read(&self) -> Result<BTreeMap<String, Change>, UserError> {
-        match fs::read(self.dir.join(FILE)) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|error| self.unusable(&error.into())),
+        match open_own(&self.dir.join(FILE)).and_then(io::read_to_string) {
+            Ok(text) => serde_json::from_str(&text).map_err(|error| self.unusable(&error.into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
             Err(error) => Err(self.unusable(&error)),
         }

@@ -4,12 +4,11 @@
 //! get addresses of the blocks the node has. What the API says later replaces it.
 
 use crate::desired::Desired;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use weft_cni::install::place;
+use weft_cni::install::{open_own, place};
 
 pub const FILE: &str = "desired.json";
 
@@ -34,8 +33,8 @@ impl Saved {
     /// Reads what an earlier agent left in `directory`. A file that can't be read counts as none: the API has it all.
     pub fn open(directory: &Path) -> Self {
         let path = directory.join(FILE);
-        let last = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
+        let last = match open_own(&path).and_then(io::read_to_string) {
+            Ok(text) => serde_json::from_str(&text)
                 .inspect_err(
                     |error| tracing::warn!(path = %path.display(), %error, "ignoring the saved wish"),
                 )
@@ -103,6 +102,7 @@ impl Saved {
 mod tests {
     use super::*;
     use crate::desired::Prefix;
+    use std::fs;
 
     fn desired() -> Desired {
         let underlay = "10.224.0.5".parse().unwrap();
@@ -132,6 +132,25 @@ mod tests {
         let desired = Arc::new(desired());
         saved.save(&desired);
         assert_eq!(Saved::open(dir.path()).last(), Some(&desired));
+    }
+
+    #[test]
+    fn a_link_in_its_place_is_not_followed_and_goes_with_the_next_save() {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let desired = Arc::new(desired());
+        Saved::open(elsewhere.path()).save(&desired);
+        let (link, target) = (dir.path().join(FILE), elsewhere.path().join(FILE));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let before = fs::read(&target).unwrap();
+        let mut saved = Saved::open(dir.path());
+        assert_eq!(saved.last(), None);
+        let other = Arc::new(Desired {
+            max_pods: None,
+            ..(*desired).clone()
+        });
+        saved.save(&other);
+        assert!(fs::symlink_metadata(&link).unwrap().is_file());
+        assert_eq!(fs::read(&target).unwrap(), before);
     }
 
     #[test]

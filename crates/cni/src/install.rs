@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -118,6 +118,22 @@ pub fn remove_plugin(bin_dir: &Path) -> Result<bool, UserError> {
     let loopback = bin_dir.join(LOOPBACK);
     let ours = is_there(&loopback)? && is_plugin(&loopback)? && remove(&loopback)?;
     Ok(remove(&bin_dir.join(PLUGIN))? || ours)
+}
+
+/// Opens a file of a state directory for reading, without following a link or waiting at a FIFO that somebody put there.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] if it is no regular file; otherwise what the kernel says, `ELOOP` of a link.
+pub fn open_own(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "is no regular file"));
+    }
+    Ok(file)
 }
 
 /// Writes `dir/name` so that nobody ever sees half of it, also after a power cut; `dir` is made if need be. Returns

@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use weft_model::AttachmentKey;
 
+use crate::install::open_own;
 use crate::protocol::{Pod, make_private_dir};
 
 /// A DEL that waits for the agent.
@@ -182,12 +183,8 @@ fn write_new(path: &Path, body: &[u8]) -> io::Result<()> {
 }
 
 fn read(path: &Path) -> io::Result<Intent> {
-    // Without following a link or waiting at a FIFO that somebody put there.
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.len() > MAX_INTENT {
+    let file = open_own(path)?;
+    if file.metadata()?.len() > MAX_INTENT {
         return Err(io::ErrorKind::InvalidData.into());
     }
     Ok(serde_json::from_reader(io::BufReader::new(file))?)
