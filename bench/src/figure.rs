@@ -68,7 +68,7 @@ pub(crate) const FIGURES: [Figure; 11] = {
         },
         Figure {
             test: Test::TcpCrr,
-            title: "TCP connect, request, close, one CPU",
+            title: "TCP connect, request, close, two CPUs",
             unit: "connections/s",
             field: "per_s",
             better: More,
