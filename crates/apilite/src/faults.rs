@@ -64,7 +64,8 @@ impl Faults {
         self.interruption.subscribe()
     }
 
-    pub(crate) fn refusing(&self) -> bool {
+    /// Whether requests are refused now.
+    pub fn refusing(&self) -> bool {
         self.refuse.load(Ordering::Relaxed)
     }
 

@@ -48,4 +48,4 @@ mod write;
 
 pub use crate::core::{Admission, BuildError, Builder};
 pub use crate::faults::Faults;
-pub use crate::server::{ApiServer, Body};
+pub use crate::server::{ApiServer, Body, RewindError};

@@ -14,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::core::{Builder, Core};
 use crate::faults::Faults;
+use crate::store::RevisionError;
 
 /// Body of every answer; watches stream, the rest is at hand.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -24,6 +25,23 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub struct ApiServer {
     core: Arc<Core>,
     _stop: Arc<DropGuard>,
+}
+
+/// Why the past can't be restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RewindError {
+    /// Compaction, or the watch window, has taken it.
+    #[error("history reaches back to resource version {oldest} only")]
+    Compacted {
+        /// The oldest one that can be restored.
+        oldest: u64,
+    },
+    /// It has not been reached.
+    #[error("the newest resource version is {current}")]
+    Future {
+        /// The newest one.
+        current: u64,
+    },
 }
 
 // === impl ApiServer ===
@@ -73,6 +91,17 @@ impl ApiServer {
     /// answered 410 Expired. Running watches that are up to date go on.
     pub fn compact(&self) {
         self.core.store.compact();
+    }
+
+    /// Puts every object back to what it was at an earlier resource version, and forgets all history, as a restored
+    /// backup does. Types that were defined since stay known.
+    ///
+    /// # Errors
+    /// History does not reach back so far, or `revision` never was. Nothing has changed then.
+    pub fn rewind(&self, revision: u64) -> Result<(), RewindError> {
+        self.core.rewind(revision)?;
+        self.core.faults.expire_watches();
+        Ok(())
     }
 
     /// The newest resource version.
@@ -130,6 +159,17 @@ async fn connection(core: Arc<Core>, stream: tokio::net::TcpStream) {
                 asked_to_close = true;
                 connection.as_mut().graceful_shutdown();
             }
+        }
+    }
+}
+
+// === impl RewindError ===
+
+impl From<RevisionError> for RewindError {
+    fn from(error: RevisionError) -> Self {
+        match error {
+            RevisionError::Compacted { oldest } => Self::Compacted { oldest },
+            RevisionError::Future { current } => Self::Future { current },
         }
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::core::Core;
 use crate::error::{ApiError, FieldError};
 use crate::registry::Resource;
+use crate::store::{Range, RevisionError};
 
 /// Node ports of the real server's default `--service-node-port-range`.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
@@ -72,6 +73,17 @@ impl Pools {
     fn release(&self, service: &Value) {
         let (addresses, ports) = held(service);
         give_back(&self.taken, &addresses, &ports);
+    }
+
+    /// Forgets what was taken but for what these Services hold.
+    fn reset(&self, services: impl Iterator<Item = Value>) {
+        let mut taken = Taken::default();
+        for service in services {
+            let (addresses, ports) = held(&service);
+            taken.addresses.extend(addresses);
+            taken.ports.extend(ports);
+        }
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = taken;
     }
 }
 
@@ -306,6 +318,17 @@ impl Core {
 
     pub(crate) fn release(&self, service: &Value) {
         self.pools.release(service);
+    }
+
+    /// Restores an earlier revision, and with it what its Services hold.
+    pub(crate) fn rewind(&self, revision: u64) -> Result<(), RevisionError> {
+        self.store.rewind(revision)?;
+        let catalog = self.registry.catalog();
+        if let Some(services) = catalog.find("", "v1", "services") {
+            let page = self.store.list(&services.shelf, &Range::default(), |_| true)?;
+            self.pools.reset(page.items.iter().map(|stored| stored.value()));
+        }
+        Ok(())
     }
 }
 

@@ -125,6 +125,9 @@ pub(crate) enum Poll {
 
 const BATCH: usize = 512;
 
+/// How far revisions jump when the past is restored, so that no client has seen one of them.
+const BUMP: u64 = 1_000;
+
 // === impl Key ===
 
 impl Key {
@@ -365,6 +368,56 @@ impl Store {
         self.changed.send_replace(revision);
     }
 
+    /// Puts every object back to what it was at `revision` and forgets all history, as a backup of etcd that is
+    /// restored with `--bump-revision --mark-compacted` does: revisions go on from beyond all that were ever seen, and
+    /// who watches has to list anew.
+    ///
+    /// # Errors
+    /// The history of a resource does not reach back so far. Nothing has changed then.
+    pub(crate) fn rewind(&self, revision: u64) -> Result<(), RevisionError> {
+        let mut inner = self.lock();
+        let current = inner.revision;
+        if revision > current {
+            return Err(RevisionError::Future { current });
+        }
+        if let Some(oldest) = inner.shelves.values().map(|contents| contents.compacted).max()
+            && revision < oldest
+        {
+            return Err(RevisionError::Compacted { oldest });
+        }
+        let now = current + BUMP;
+        inner.revision = now;
+        inner.dependents.clear();
+        inner.pending.clear();
+        let mut restored = Vec::new();
+        for (shelf, contents) in &mut inner.shelves {
+            contents.objects = contents
+                .at(revision, Bound::Unbounded)
+                .map(|stored| (stored.key.clone(), stored))
+                .collect();
+            contents.ring.clear();
+            contents.compacted = now;
+            restored.extend(
+                contents
+                    .objects
+                    .values()
+                    .map(|stored| (shelf.clone(), Arc::clone(stored))),
+            );
+            contents.notify.send_replace(now);
+        }
+        for (shelf, after) in restored {
+            let change = Change {
+                revision: now,
+                before: None,
+                after,
+                deleted: false,
+            };
+            inner.note_owners(&shelf, &change);
+        }
+        self.changed.send_replace(now);
+        Ok(())
+    }
+
     /// What happened since the last call, for the garbage collector.
     pub(crate) fn take_pending(&self) -> Vec<(Shelf, Change)> {
         self.lock().pending.drain(..).collect()
@@ -399,15 +452,7 @@ impl Inner {
 
     fn record(&mut self, shelf: &Shelf, change: Change, window: usize) {
         self.revision = change.revision;
-        self.index_owners(shelf, &change);
-        let owned_anew = change
-            .before
-            .as_ref()
-            .is_none_or(|before| before.owners != change.after.owners)
-            && !change.after.owners.is_empty();
-        if change.deleted || owned_anew || change.after.terminating {
-            self.pending.push_back((shelf.clone(), change.clone()));
-        }
+        self.note_owners(shelf, &change);
         let contents = self.contents(shelf);
         if change.deleted {
             contents.objects.remove(&change.after.key);
@@ -424,6 +469,19 @@ impl Inner {
             contents.compacted = oldest.revision;
         }
         contents.notify.send_replace(revision);
+    }
+
+    /// Indexes the change, and leaves it to the garbage collector where that may have something to do.
+    fn note_owners(&mut self, shelf: &Shelf, change: &Change) {
+        self.index_owners(shelf, change);
+        let owned_anew = change
+            .before
+            .as_ref()
+            .is_none_or(|before| before.owners != change.after.owners)
+            && !change.after.owners.is_empty();
+        if change.deleted || owned_anew || change.after.terminating {
+            self.pending.push_back((shelf.clone(), change.clone()));
+        }
     }
 
     fn index_owners(&mut self, shelf: &Shelf, change: &Change) {

@@ -266,3 +266,62 @@ async fn a_table_watch_names_its_columns_once() {
     assert_eq!(second["object"]["columnDefinitions"], Value::Null);
     assert_eq!(second["object"]["rows"][0]["cells"][0], "b");
 }
+
+#[tokio::test]
+async fn a_restored_past_is_told_to_watchers_by_an_expiry_and_by_new_revisions() {
+    let api = Fixture::start();
+    let service = |name: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"clusterIP": "10.0.0.9", "ports": [{"port": 80}]},
+        })
+    };
+    let services = "/api/v1/namespaces/default/services";
+    api.create(CONFIG_MAPS, &config_map("kept", &json!({"k": "then"})))
+        .await;
+    api.create(CONFIG_MAPS, &config_map("deleted", &json!({}))).await;
+    let then = api.server.revision();
+    api.patch(
+        &format!("{CONFIG_MAPS}/kept"),
+        MERGE,
+        &json!({"data": {"k": "now"}}),
+    )
+    .await;
+    api.delete(&format!("{CONFIG_MAPS}/deleted"), &json!({})).await;
+    api.create(CONFIG_MAPS, &config_map("made", &json!({}))).await;
+    api.create(services, &service("made")).await;
+    let now = api.server.revision();
+    let mut events = Events::open(&api, &format!("{CONFIG_MAPS}?watch=1&resourceVersion={now}")).await;
+
+    assert_eq!(
+        api.server.rewind(now + 1),
+        Err(weft_apilite::RewindError::Future { current: now })
+    );
+    api.server.rewind(then).unwrap();
+    let list = api.get(CONFIG_MAPS).await;
+    let items: Vec<_> = list["items"].as_array().unwrap().iter().collect();
+    let shown: Vec<_> = items
+        .iter()
+        .map(|item| (item["metadata"]["name"].as_str().unwrap(), &item["data"]["k"]))
+        .collect();
+    assert_eq!(shown, [("deleted", &Value::Null), ("kept", &json!("then"))]);
+    // No client has seen this version, and the one it saw last can't be resumed from.
+    let version: u64 = list["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(version > now);
+    let event = events.next().await.expect("the watch says that it is over");
+    assert_eq!(
+        (&event["type"], &event["object"]["code"]),
+        (&json!("ERROR"), &json!(410))
+    );
+    assert_eq!(events.next().await, None);
+    // The address of the Service that never was is free.
+    api.create(services, &service("other")).await;
+    assert_eq!(
+        api.server.rewind(then),
+        Err(weft_apilite::RewindError::Compacted { oldest: version })
+    );
+}
