@@ -23,6 +23,10 @@ pub use maps::{Config, Endpoint, FlowKey, FragmentKey, Prefix, PrefixKey, Prefix
 /// node never mixes programs of one layout with maps of another. Raise it with every change of a layout or a meaning.
 pub const ABI_VERSION: u32 = 2;
 
+/// The oldest version whose [`Endpoint`] and [`FlowKey`] are laid out as this one's: an upgrade from it, or from one
+/// between, keeps what programs know of flows that the node's stack carries.
+pub const FLOWS_SINCE: u32 = 2;
+
 /// The gateway that every pod's default route points at. No device owns it; `from_pod` answers ARP for it.
 pub const GATEWAY: [u8; 4] = [169, 254, 1, 1];
 

@@ -3,7 +3,7 @@ use std::fmt;
 use std::path::Path;
 
 use aya::maps::{Map, MapData, PerCpuArray};
-use weft_abi::{Counter, DropReason, ForwardPath, names};
+use weft_abi::{ABI_VERSION, Counter, DropReason, ForwardPath, names};
 
 use super::convert::Raw;
 use super::pins::Pins;
@@ -39,7 +39,10 @@ impl Counters {
     /// # Errors
     /// No datapath of this version is pinned there (`ENOENT`), or privileges are missing.
     pub fn open(pin_dir: &Path) -> Result<Self> {
-        let pins = Pins::at(pin_dir);
+        Self::at(&Pins::at(pin_dir, ABI_VERSION))
+    }
+
+    pub(super) fn at(pins: &Pins) -> Result<Self> {
         let open = |name| -> Result<PerCpuArray<MapData, Raw<Counter>>> {
             let path = pins.map(name);
             let data = MapData::from_pin(&path).context("open eBPF map", path.display())?;

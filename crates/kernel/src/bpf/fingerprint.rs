@@ -3,7 +3,6 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem::offset_of;
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use aya::maps::{MapData, MapError};
 use weft_abi::names;
@@ -54,12 +53,7 @@ struct Watched {
 // === impl Fingerprint ===
 
 impl Fingerprint {
-    /// Of the maps pinned below `pin_dir`.
-    ///
-    /// # Errors
-    /// No datapath of this version is pinned there (`ENOENT`), or privileges are missing.
-    pub fn open(pin_dir: &Path) -> Result<Self> {
-        let pins = Pins::at(pin_dir);
+    pub(super) fn at(pins: Pins) -> Result<Self> {
         let open = |name| -> Result<Watched> {
             let path = pins.map(name);
             let watched = || -> std::result::Result<Watched, MapError> {

@@ -19,6 +19,7 @@ mod fingerprint;
 mod interface;
 mod pins;
 mod tables;
+mod takeover;
 mod test_run;
 
 use std::collections::BTreeMap;
@@ -54,6 +55,8 @@ pub struct Options {
     /// Notes of flows that the node's stack carries: as many of TCP, and as many of all others, 65 536 by default.
     /// Counts for maps not pinned yet.
     pub stack_flows: Option<u32>,
+    /// Version that the pins go by, [`ABI_VERSION`] by default. Tests take another in the place of a build that has it.
+    pub version: u32,
 }
 
 /// The datapath of the network namespace that it is used in.
@@ -97,6 +100,7 @@ impl Options {
             pin_dir: pin_dir.into(),
             attach: AttachMode::Auto,
             stack_flows: None,
+            version: ABI_VERSION,
         }
     }
 }
@@ -106,14 +110,15 @@ impl Options {
 impl Datapath {
     /// Loads the programs over the maps pinned below `options.pin_dir`, or over new ones that it pins there.
     ///
-    /// Attachments that another agent left stay as they are until `attach_*` puts this one's programs in.
+    /// Attachments that another agent left stay as they are until `attach_*` puts this one's programs in; behind those
+    /// of another ABI version, which decide until [`remove_other_versions`](Self::remove_other_versions).
     ///
     /// # Errors
     /// The directory is not on a BPF file system, privileges are missing, or the kernel lacks something the programs
     /// need; the verifier's words are in the error then.
     pub fn load(options: &Options) -> Result<Self> {
         const OPERATION: &str = "load eBPF programs";
-        let pins = Pins::open(&options.pin_dir)?;
+        let pins = Pins::open(&options.pin_dir, options.version)?;
         let mut loader = EbpfLoader::new();
         let paths = names::ALL.map(|name| (name, pins.map(name)));
         for (name, path) in paths {
@@ -131,7 +136,7 @@ impl Datapath {
                 .and_then(|loaded| Ok(loaded.load()?))
                 .context(OPERATION, program.name())?;
         }
-        Ok(Self {
+        let mut datapath = Self {
             attach: options.attach.on_this_kernel(),
             config: typed(&mut ebpf, names::CONFIG)?,
             prefixes: typed(&mut ebpf, names::PREFIXES)?,
@@ -145,7 +150,9 @@ impl Datapath {
             pins,
             ebpf,
             writes: 0,
-        })
+        };
+        datapath.inherit()?;
+        Ok(datapath)
     }
 
     /// Moves on whenever this handle writes to a map or attaches a program. What changes while it stands still
@@ -170,13 +177,35 @@ impl Datapath {
         self.counters.forwards()
     }
 
-    /// Removes what other ABI versions pinned, and with it their attachments. To be called when everything is
-    /// attached, so that no interface is ever without programs.
+    /// Removes what other ABI versions pinned, and with it their attachments, after a last look at what their programs
+    /// have learnt of flows. To be called when everything is attached, so that no interface is ever without programs.
+    /// Returns how many versions there were.
     ///
     /// # Errors
-    /// A pin could not be removed.
-    pub fn remove_other_versions(&self) -> Result<()> {
-        self.pins.remove_other_versions()
+    /// A pin could not be read or removed.
+    pub fn remove_other_versions(&mut self) -> Result<usize> {
+        self.inherit()?;
+        let others = self.pins.other_versions()?;
+        for other in &others {
+            other.remove_version()?;
+        }
+        Ok(others.len())
+    }
+
+    /// The counters, for another thread to read.
+    ///
+    /// # Errors
+    /// The kernel refused to open the maps.
+    pub fn counters(&self) -> Result<Counters> {
+        Counters::at(&self.pins)
+    }
+
+    /// Takes fingerprints in another thread.
+    ///
+    /// # Errors
+    /// The kernel refused to open the maps.
+    pub fn fingerprint(&self) -> Result<Fingerprint> {
+        Fingerprint::at(self.pins.clone())
     }
 
     /// Removes all attachments and pins of this version, and the pin directory if that leaves it empty.
@@ -196,7 +225,7 @@ impl Datapath {
     /// The kernel refused to tell what is attached, or something could not be removed.
     pub fn remove_all(pin_dir: &Path) -> Result<()> {
         attach::remove_all_filters()?;
-        Pins::at(pin_dir).remove_all()
+        Pins::at(pin_dir, ABI_VERSION).remove_all()
     }
 
     fn program(&mut self, program: Program) -> Result<&mut SchedClassifier> {

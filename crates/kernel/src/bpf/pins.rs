@@ -3,8 +3,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use weft_abi::ABI_VERSION;
-
 use super::attach::Hook;
 use crate::error::{Cause, Context, Error, Result};
 use crate::mount;
@@ -16,6 +14,7 @@ const LINKS: &str = "links";
 #[derive(Debug, Clone)]
 pub(super) struct Pins {
     root: PathBuf,
+    number: u32,
     version: PathBuf,
 }
 
@@ -23,15 +22,16 @@ pub(super) struct Pins {
 
 impl Pins {
     /// Where pins below `root` are, whether there are any or not.
-    pub(super) fn at(root: &Path) -> Self {
+    pub(super) fn at(root: &Path, version: u32) -> Self {
         Self {
             root: root.to_owned(),
-            version: root.join(format!("v{ABI_VERSION}")),
+            number: version,
+            version: root.join(format!("v{version}")),
         }
     }
 
     /// The same, with directories that exist.
-    pub(super) fn open(root: &Path) -> Result<Self> {
+    pub(super) fn open(root: &Path, version: u32) -> Result<Self> {
         const OPERATION: &str = "prepare pin directory";
         let existing = root.ancestors().find(|dir| dir.exists()).unwrap_or(root);
         if !mount::is_bpffs(existing)? {
@@ -41,12 +41,17 @@ impl Pins {
             );
             return Err(Error::new(OPERATION, root.display(), Cause::Invalid(why)));
         }
-        let pins = Self::at(root);
+        let pins = Self::at(root, version);
         for dir in [MAPS, LINKS] {
             let dir = pins.version.join(dir);
             fs::create_dir_all(&dir).context(OPERATION, dir.display())?;
         }
         Ok(pins)
+    }
+
+    /// The version.
+    pub(super) fn number(&self) -> u32 {
+        self.number
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
@@ -70,30 +75,38 @@ impl Pins {
             .collect())
     }
 
-    pub(super) fn remove_other_versions(&self) -> Result<()> {
+    /// The pins of every other version below the same root.
+    pub(super) fn other_versions(&self) -> Result<Vec<Self>> {
         let entries = fs::read_dir(&self.root).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-        for entry in entries.context("read directory", self.root.display())? {
-            let path = entry.path();
-            if path != self.version && is_version(&entry.file_name()) {
-                fs::remove_dir_all(&path).context("remove pins", path.display())?;
-            }
-        }
-        Ok(())
+        let entries = entries.context("read directory", self.root.display())?;
+        Ok(entries
+            .iter()
+            .filter_map(|entry| version_of(&entry.file_name()))
+            .map(|version| Self::at(&self.root, version))
+            .filter(|other| other.number != self.number)
+            .collect())
     }
 
     /// Removes the pins of all versions, and the directory if that leaves it empty.
     pub(super) fn remove_all(&self) -> Result<()> {
         if self.root.exists() {
-            self.remove_other_versions()?;
+            for other in self.other_versions()? {
+                other.remove_version()?;
+            }
             self.remove()?;
         }
         Ok(())
     }
 
-    pub(super) fn remove(&self) -> Result<()> {
+    /// Removes the pins of this version.
+    pub(super) fn remove_version(&self) -> Result<()> {
         fs::remove_dir_all(&self.version)
             .or_else(ignore_missing)
-            .context("remove pins", self.version.display())?;
+            .context("remove pins", self.version.display())
+    }
+
+    pub(super) fn remove(&self) -> Result<()> {
+        self.remove_version()?;
         match fs::remove_dir(&self.root) {
             // Another version's pins, or the mount point itself: not ours to remove.
             Err(error)
@@ -109,10 +122,9 @@ impl Pins {
     }
 }
 
-/// Whether a name is one of a version's directory. A BPF file system has entries of its own at its root.
-fn is_version(name: &OsStr) -> bool {
-    let number = name.to_str().and_then(|name| name.strip_prefix('v'));
-    number.is_some_and(|number| number.parse::<u32>().is_ok())
+/// The version whose directory has this name. A BPF file system has entries of its own at its root.
+fn version_of(name: &OsStr) -> Option<u32> {
+    name.to_str()?.strip_prefix('v')?.parse().ok()
 }
 
 /// Removes a file; that it isn't there is no error.

@@ -431,6 +431,31 @@ fn key_of(net: IpNet) -> Key<Raw<Address>> {
     Key::new(key.bits, Raw(key.network))
 }
 
+// === impl Datapath ===
+
+impl Datapath {
+    /// Notes that the stack carries flows of an endpoint. One that isn't there yet is written as it is, for
+    /// [`Endpoints`] to be put right.
+    pub(super) fn flag_stack_flows(&mut self, endpoint: &weft_abi::Endpoint) -> Result<()> {
+        let endpoints = self.endpoints();
+        let mut flagged = match endpoints.at_addr(endpoint.address)? {
+            None => *endpoint,
+            Some(now) if now.ifindex == endpoint.ifindex && now.mac == endpoint.mac => now,
+            Some(_) => return Ok(()),
+        };
+        flagged.program_flags |= weft_abi::Endpoint::STACK_FLOWS;
+        *endpoints.writes += 1;
+        endpoints
+            .by_addr
+            .insert(Raw(flagged.address), Raw(flagged), 0)
+            .context("write eBPF map", names::ENDPOINTS_BY_ADDR)?;
+        endpoints
+            .by_ifindex
+            .insert(flagged.ifindex, Raw(flagged), 0)
+            .context("write eBPF map", names::ENDPOINTS_BY_IFINDEX)
+    }
+}
+
 /// Whether two copies of an endpoint agree in what user space writes.
 fn same(one: &weft_abi::Endpoint, other: &weft_abi::Endpoint) -> bool {
     weft_abi::Endpoint {

@@ -251,7 +251,7 @@ fn pins_of_another_version_go_when_told() {
     let bpffs = Bpffs::new();
     let pins = bpffs.path.join("weft");
     std::fs::create_dir_all(pins.join("v0/links")).unwrap();
-    let datapath = Datapath::load(&Options::new(&pins)).unwrap();
+    let mut datapath = Datapath::load(&Options::new(&pins)).unwrap();
     datapath.remove_other_versions().unwrap();
     let left: Vec<_> = std::fs::read_dir(&pins)
         .unwrap()
