@@ -44,6 +44,68 @@ impl Index {
         }
     }
 
+    /// Blocks that the agent of a node has addresses of, although the node does not hold them.
+    pub(super) fn unheld<'a>(&self, network: &'a Network) -> impl Iterator<Item = Block> + use<'a> {
+        let held: BTreeSet<Block> = self
+            .held
+            .get(&network.node_uid)
+            .into_iter()
+            .flatten()
+            .map(|held| held.block)
+            .collect();
+        let uses = network.uses.iter();
+        uses.filter(move |(block, counted)| {
+            counted.used.saturating_add(counted.cooling) > 0 && !held.contains(block)
+        })
+        .map(|(block, _)| *block)
+    }
+
+    /// Gives nodes the blocks that their agents have addresses of and no other node holds. An API that was restored to
+    /// an older state does not know of them, and a Node that was deleted and registered anew has another UID while its
+    /// pods run on.
+    pub(super) fn adopt(&mut self) {
+        let mut found: Vec<(NodeUid, Block)> = Vec::new();
+        for (name, node) in &self.nodes {
+            if let Some(network) = self.network_of(name, node) {
+                found.extend(self.unheld(network).map(|block| (node.uid.clone(), block)));
+            }
+        }
+        for (uid, block) in found {
+            let Some(pool) = self.pools.giving(block).map(str::to_owned) else {
+                continue;
+            };
+            // What a node that is gone held is kept from others, and from nobody who has pods there.
+            while let Some(other) = self.allocator.other_owner(block, &uid)
+                && other.block == block
+                && !self.names.contains_key(&other.owner)
+            {
+                self.release(&other.owner, |held| held.block == block);
+            }
+            match self.allocator.other_owner(block, &uid) {
+                None => {
+                    tracing::warn!(%block, node = self.name_of(&uid), "a node has pods in a block that it was not given; now it is");
+                    let held = Held {
+                        block,
+                        pool,
+                        retiring: false,
+                    };
+                    self.claim(&uid, &held);
+                }
+                Some(other) => {
+                    if self.disputed.insert((uid.clone(), block)) {
+                        tracing::error!(
+                            %block,
+                            node = self.name_of(&uid),
+                            holds = %other.block,
+                            other = self.name_of(&other.owner),
+                            "a node has pods in a block that another node holds; next: drain the first"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
     /// A NodeNetwork that goes takes contested blocks with it, and nothing
     /// else: its node, if it lives, still has pods with the other addresses.
     pub(super) fn forget_network(&mut self, name: &NodeName) {

@@ -7,7 +7,8 @@
 //! are where it is written down. A block is a node's from the moment it is
 //! chosen, before the write; it is free again only when the node has been gone
 //! for the grace and no NodeNetwork shows the block any more, or when the node
-//! left Weft with a block that is its own all the same. The NodeNetwork of
+//! left Weft with a block that is its own all the same. And a block is a node's
+//! whose agent has pods in it, unless another node holds it. The NodeNetwork of
 //! a node that is gone stays for the grace, so that an operator which starts
 //! meanwhile honours it too. Where another node takes the name it has to go at
 //! once. Its blocks are then in the [`Note`], as all are that somebody holds and
@@ -212,6 +213,8 @@ pub(crate) struct Index {
     rangeless: BTreeMap<NodeUid, Duration>,
     listed: BTreeSet<Source>,
     conflicts: BTreeSet<String>,
+    /// Nodes and blocks of other nodes that they have pods in, told once.
+    disputed: BTreeSet<(NodeUid, Block)>,
     /// Slices may differ from what they should be.
     slices_due: bool,
     slices_not_before: Duration,
@@ -277,6 +280,7 @@ impl Index {
             rangeless: BTreeMap::new(),
             listed: BTreeSet::new(),
             conflicts: BTreeSet::new(),
+            disputed: BTreeSet::new(),
             slices_due: true,
             slices_not_before: Duration::ZERO,
             counts_changed: false,
@@ -363,8 +367,12 @@ impl Index {
             None => self.forget_network(name),
         }
         let changed = set(&mut self.networks, name, network);
+        let foreign = self
+            .networks
+            .get(name)
+            .is_some_and(|network| self.unheld(network).next().is_some());
         self.counts_changed |= changed && only_counts;
-        if !changed || only_counts {
+        if !changed || (only_counts && !foreign) {
             return false;
         }
         self.slices_due = true;
@@ -461,6 +469,7 @@ impl Index {
         self.planned = now;
         self.return_blocks(now, &mut plan);
         self.return_native_blocks();
+        self.adopt();
         let grants = self.grant(now);
         self.retire();
         self.plan_pools(now, wall, &mut plan);

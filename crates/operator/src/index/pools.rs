@@ -130,6 +130,16 @@ impl Pools {
         self.unfit = self.find_unfit(node_addresses);
     }
 
+    /// The pool whose blocks this operator gives out that a block lies in.
+    pub(super) fn giving(&self, block: Block) -> Option<&str> {
+        let gives = |pool: &Pool| {
+            let ranges = pool.ranges.as_ref().ok();
+            ranges.is_some_and(|ranges| ranges.ipam != Ipam::Node && lies_in(&ranges.cidrs, block))
+        };
+        let mut pools = self.pools.iter();
+        pools.find(|(_, pool)| gives(pool)).map(|(name, _)| name.as_str())
+    }
+
     /// Whether any pool is meant for the node.
     pub(super) fn any_selects(&self, node: &Node) -> bool {
         self.pools.values().any(|pool| pool.selects(node))

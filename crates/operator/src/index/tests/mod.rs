@@ -5,6 +5,7 @@ use weft_model::UserError;
 
 use super::*;
 
+mod adopting;
 mod grants;
 mod modes;
 mod pools;
