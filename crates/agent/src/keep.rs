@@ -129,6 +129,15 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
                 continue;
             }
         }
+        // Connections that began under an address which is gone end without a word: those to the API, by which the agent
+        // would hear of the new address.
+        if occasions.contains(&Wake::Kernel)
+            && let Ok(Some(address)) = net.lost_address()
+        {
+            tracing::warn!(%address, "the node has lost its address: this agent ends, the next one asks the API for the new one");
+            saved.flush();
+            return;
+        }
         // However many small things happen, everything is looked at when it is time.
         let early = Instant::now() < full_at;
         let only = |wanted: fn(&Wake) -> bool| early && occasions.iter().all(wanted);

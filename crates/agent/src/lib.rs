@@ -53,7 +53,7 @@ use tokio::sync::watch as channel;
 use weft_cni::install::{CONF_NAME, Chained, ConfName};
 use weft_cni::intent::Intents;
 use weft_ipam::{Ledger, Recovery, SystemClock};
-use weft_kernel::bpf::{Counters, Datapath, Fingerprint, Options};
+use weft_kernel::bpf::{ABI_VERSION, Counters, Datapath, Options};
 use weft_model::{NodeName, TransportChoice, UserError, codes};
 
 /// The socket that the plugin calls, in the run directory.
@@ -125,6 +125,14 @@ pub struct Args {
     /// Where the node's /proc/sys is mounted: in a container that is not privileged its own is read-only.
     #[arg(long, value_name = "DIR", default_value = "/proc/sys")]
     pub proc_sys: PathBuf,
+
+    /// Version that pins go by: tests of upgrades take another in the place of a build that has it.
+    #[arg(long, value_name = "NUMBER", default_value_t = ABI_VERSION, hide = true)]
+    pub pin_version: u32,
+
+    /// Where the node's boot ID is read: a lab's nodes reboot while the kernel does not.
+    #[arg(long, value_name = "FILE", default_value = SystemClock::BOOT_ID, hide = true)]
+    pub boot_id: PathBuf,
 }
 
 impl Args {
@@ -151,8 +159,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     preflight::run(&args)?;
-    let datapath = Arc::new(Mutex::new(Datapath::load(&Options::new(&args.pin_dir))?));
-    let counters = Counters::open(&args.pin_dir)?;
+    let datapath = Datapath::load(&Options {
+        version: args.pin_version,
+        ..Options::new(&args.pin_dir)
+    })?;
+    let (counters, fingerprint) = (datapath.counters()?, datapath.fingerprint()?);
+    let datapath = Arc::new(Mutex::new(datapath));
     let metrics = Arc::new(Metrics::new(args.node_name.as_str(), move || {
         kernel_totals(&counters)
     }));
@@ -160,7 +172,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         why: "the first answer of the Kubernetes API".into(),
     });
 
-    let (ledger, recovery) = open_ledger(&args.state_dir)?;
+    let (ledger, recovery) = open_ledger(&args)?;
     let wiring = Wiring::new(Arc::clone(&datapath));
     recover(&wiring, &ledger, &recovery);
     let intents = Intents::at(args.intent_dir());
@@ -187,7 +199,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         transport: args.transport,
         originals: Originals::of(&args.state_dir),
     };
-    keep::watch_kernel(&waker, &datapath, Fingerprint::open(&args.pin_dir)?)?;
+    keep::watch_kernel(&waker, &datapath, fingerprint)?;
     let net = NodeNet::new(settings, datapath, Arc::clone(&metrics))?;
 
     let socket = args.socket();
@@ -233,7 +245,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     })?;
     tokio::spawn(async move { while views.changed().await.is_ok() && waker.send(Wake::Wish).is_ok() {} });
     let watching = vital("watch");
-    let watch = watch::run(client.clone(), args.node_name.clone(), last, view);
+    let (listed, told) = channel::channel(None);
+    let watch = watch::run(client.clone(), args.node_name.clone(), last, view, listed);
     tokio::spawn(async move {
         let _watching = watching;
         watch.await;
@@ -246,6 +259,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         reported,
         readiness.clone(),
         found,
+        told,
     ));
     serve_metrics(args.metrics_address, metrics, readiness).await;
 
@@ -281,9 +295,10 @@ impl Drop for Vital {
     }
 }
 
-fn open_ledger(state_dir: &Path) -> anyhow::Result<(Ledger, Recovery)> {
-    let clock = SystemClock::new().context("read the kernel's boot ID")?;
-    Ok(Ledger::open(&state_dir.join(LEDGER), Arc::new(clock)).map_err(UserError::from)?)
+fn open_ledger(args: &Args) -> anyhow::Result<(Ledger, Recovery)> {
+    let clock = SystemClock::read(&args.boot_id)
+        .with_context(|| format!("read the boot ID in {}", args.boot_id.display()))?;
+    Ok(Ledger::open(&args.state_dir.join(LEDGER), Arc::new(clock)).map_err(UserError::from)?)
 }
 
 /// Takes out of the kernel what an earlier agent left half done, and gives back what did not survive a reboot.

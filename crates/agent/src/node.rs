@@ -384,6 +384,23 @@ impl NodeNet {
         Ok(())
     }
 
+    /// The address that this agent has served under, where no interface has it any more but the overlay's, which got it
+    /// from the agent.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn lost_address(&mut self) -> Result<Option<Ipv4Addr>, weft_kernel::Error> {
+        let Some(address) = self.done.as_ref().map(|done| done.address) else {
+            return Ok(None);
+        };
+        let overlay = self.rtnl.link(OVERLAY)?.map(|link| link.index);
+        let held = self.rtnl.addresses(None)?;
+        let there = held
+            .iter()
+            .any(|held| held.net.addr() == IpAddr::from(address) && Some(held.link) != overlay);
+        Ok((!there).then_some(address))
+    }
+
     /// Whether a wish was carried out in full.
     pub fn is_settled(&self) -> bool {
         self.done.is_some()
@@ -391,8 +408,10 @@ impl NodeNet {
 
     /// Removes what an agent of another ABI version left; to be called when this one's programs are everywhere.
     pub fn forget_other_versions(&self) {
-        if let Err(error) = lock(&self.datapath).remove_other_versions() {
-            tracing::warn!(%error, "cannot remove the pins of another version");
+        match lock(&self.datapath).remove_other_versions() {
+            Ok(0) => {}
+            Ok(versions) => tracing::info!(versions, "took over from agents of other ABI versions"),
+            Err(error) => tracing::warn!(%error, "cannot take over from another ABI version"),
         }
     }
 

@@ -61,12 +61,20 @@ pub async fn run<K: PodKernel>(
     view: watch::Receiver<View>,
     mut readiness: watch::Receiver<Readiness>,
     mut findings: watch::Receiver<Findings>,
+    mut listed: watch::Receiver<Option<NodeNetworkStatus>>,
 ) {
     let api: Api<NodeNetwork> = Api::all(client);
     let mut written: Option<Report> = None;
     let mut since = Since::default();
     let mut not_before = Instant::now();
     loop {
+        // An API that was restored to an older state says again what was true then.
+        if listed.has_changed().unwrap_or(false)
+            && let Some(status) = &*listed.borrow_and_update()
+            && !written.as_ref().is_none_or(|report| report.is_told_by(status))
+        {
+            written = None;
+        }
         let mut wake = Instant::now() + REFRESH;
         let ready = readiness.borrow_and_update().clone();
         let Findings {
@@ -135,6 +143,8 @@ pub async fn run<K: PodKernel>(
             () = tokio::time::sleep_until(wake) => {}
             changed = readiness.changed() => if changed.is_err() { return },
             changed = findings.changed() => if changed.is_err() { return },
+            // It ends with the watch, and so does the agent.
+            Ok(()) = listed.changed() => listed.mark_changed(),
         }
     }
 }
@@ -244,6 +254,28 @@ fn configuration_said(state: configuration::State) -> Option<Said> {
         reason,
         message,
     })
+}
+
+// === impl Report ===
+
+impl Report {
+    /// Whether a status says the same.
+    fn is_told_by(&self, status: &NodeNetworkStatus) -> bool {
+        status.wanted_blocks == Some(self.wanted)
+            && status.addresses == Some(self.addresses)
+            && status.blocks == self.blocks
+            && status.mtu == self.mtu
+            && self.conditions.iter().all(|said| {
+                status.conditions.iter().any(|told| {
+                    (
+                        told.type_.as_str(),
+                        told.status.as_str(),
+                        told.reason.as_str(),
+                        told.message.as_str(),
+                    ) == (said.type_, said.status, said.reason, said.message.as_str())
+                })
+            })
+    }
 }
 
 // === impl Since ===

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
-use weft_api::{NodeNetwork, NodeSlice, PodPool};
+use weft_api::{NodeNetwork, NodeNetworkStatus, NodeSlice, PodPool};
 use weft_model::{Node, NodeName};
 
 /// A burst of events, such as a relist, is compiled once.
@@ -52,7 +52,16 @@ pub struct View {
 
 /// Watches until the process ends and publishes each change of the view. `saved` stands in while the API can't be
 /// asked, unless it is of another Node object: that one's blocks may be a third node's by now.
-pub async fn run(client: Client, name: NodeName, saved: Option<Arc<Desired>>, view: watch::Sender<View>) {
+///
+/// `listed` gets what the node's NodeNetwork says whenever it is listed, not when it changes: the node's own words come
+/// back only in a past that was restored.
+pub async fn run(
+    client: Client,
+    name: NodeName,
+    saved: Option<Arc<Desired>>,
+    view: watch::Sender<View>,
+    listed: watch::Sender<Option<NodeNetworkStatus>>,
+) {
     let mut state = State {
         index: Index::new(name.clone()),
         seen: BTreeSet::new(),
@@ -83,6 +92,9 @@ pub async fn run(client: Client, name: NodeName, saved: Option<Arc<Desired>>, vi
                     burst.extend(more);
                 }
                 for update in burst {
+                    if let Update::Network(Event::InitApply(network)) = &update {
+                        listed.send_replace(Some(network.status.clone().unwrap_or_default()));
+                    }
                     state.apply(update);
                 }
             }

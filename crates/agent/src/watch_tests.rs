@@ -109,7 +109,13 @@ impl Bed {
         let (view, watched) = watch::channel(View::default());
         self.view = watched;
         let name = "n1".parse().unwrap();
-        self.watching = Some(tokio::spawn(run(self.client.clone(), name, saved, view)));
+        self.watching = Some(tokio::spawn(run(
+            self.client.clone(),
+            name,
+            saved,
+            view,
+            watch::Sender::new(None),
+        )));
     }
 
     async fn until(&mut self, holds: impl Fn(&Desired) -> bool) -> Arc<Desired> {

@@ -1,6 +1,7 @@
 //! Time that survives a change of the wall clock and tells one boot from the next.
 
 use std::fmt;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -78,12 +79,18 @@ impl Moment {
 // === impl SystemClock ===
 
 impl SystemClock {
-    /// Reads the boot ID from `/proc/sys/kernel/random/boot_id` (`random(4)`).
+    /// Where the kernel tells its boot ID (`random(4)`).
+    pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+    /// Reads the boot ID from a file: [`BOOT_ID`](Self::BOOT_ID), or that of a machine the kernel does not know of.
     ///
     /// # Errors
-    /// If there is no such file.
-    pub fn new() -> std::io::Result<Self> {
-        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    /// If there is no such file, or nothing in it.
+    pub fn read(boot_id: &Path) -> std::io::Result<Self> {
+        let id = std::fs::read_to_string(boot_id)?;
+        if id.trim().is_empty() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
         Ok(Self::with_boot_id(BootId::new(id.trim())))
     }
 

@@ -101,7 +101,7 @@ impl Bed {
         let dir = tempfile::tempdir().unwrap();
         let (ledger, _) = Ledger::open(
             &dir.path().join("ledger.redb"),
-            Arc::new(SystemClock::new().unwrap()),
+            Arc::new(SystemClock::read(SystemClock::BOOT_ID.as_ref()).unwrap()),
         )
         .unwrap();
         let kernel = FakeKernel::default();
