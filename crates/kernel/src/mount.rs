@@ -1,6 +1,6 @@
 //! Mounts of the calling process' mount namespace.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -40,6 +40,24 @@ pub fn bpffs(target: &Path) -> Result<bool> {
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("bpf", target, "bpf", flags, c"mode=0700").context(OPERATION, target.display())?;
+    Ok(true)
+}
+
+/// Mounts a file system in memory that holds `size` bytes on `target`, which must be there, unless one is mounted
+/// there already. Only root may look into it.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn tmpfs(target: &Path, size: u64) -> Result<bool> {
+    const OPERATION: &str = "mount file system in memory on";
+    if is_mount_point(target)? {
+        return Ok(false);
+    }
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let options = CString::new(format!("size={size},mode=0700")).map_err(io::Error::from);
+    let options = options.context(OPERATION, target.display())?;
+    rustix::mount::mount("weft", target, "tmpfs", flags, options.as_c_str())
+        .context(OPERATION, target.display())?;
     Ok(true)
 }
 

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use uuid::Uuid;
 use weft_kernel::{NetNs, mount};
 use weft_model::{TransportChoice, UserError, codes};
 
@@ -15,6 +16,12 @@ use crate::node::netns_prefix;
 use crate::state::{ClusterDir, NodeState, unusable};
 use crate::supervise::ProcessSpec;
 use crate::vnet;
+
+/// A machine's interface to its VNet.
+pub(crate) const UPLINK: &str = "eth0";
+
+/// Size in bytes of the disk that the agent's state is on: ledgers and DEL intents take a tenth of it.
+const DISK: u64 = 32 << 20;
 
 /// Name of the CNI network.
 const NETWORK: &str = "weft";
@@ -93,13 +100,20 @@ impl Machine {
         self.dir.join("bpf")
     }
 
+    /// What tells one boot of the machine from the next.
+    fn boot_id(&self) -> PathBuf {
+        self.dir.join("boot_id")
+    }
+
     /// The agent's socket.
     pub(crate) fn agent_socket(&self) -> PathBuf {
         self.dir.join("agent.sock")
     }
 
-    /// Puts the disk together: directories, plugin, and network configuration.
+    /// Puts the disk together: the file system of the agent's state, directories, plugin, and network configuration.
     pub(crate) fn install(&self, programs: &Programs) -> Result<(), UserError> {
+        fs::create_dir_all(self.state_dir()).map_err(|error| unusable("set up", &self.dir, &error))?;
+        mount::tmpfs(&self.state_dir(), DISK).map_err(|error| self.kernel_error(&error))?;
         let write = || -> io::Result<()> {
             for sub in ["cni/net.d", "cni/bin", "state/intents", "bpf"] {
                 fs::create_dir_all(self.dir.join(sub))?;
@@ -127,6 +141,8 @@ impl Machine {
 
     /// Switches the machine on: namespace, link, BPF file system.
     pub(crate) fn power_on(&self, config: &ClusterConfig) -> Result<NetNs, UserError> {
+        fs::write(self.boot_id(), Uuid::new_v4().to_string())
+            .map_err(|error| unusable("write", &self.boot_id(), &error))?;
         let switch_on = || -> weft_kernel::Result<NetNs> {
             let netns = NetNs::create_named(&self.netns_name)?;
             vnet::set_sysctls(&netns, &[("ipv4/ip_forward", "1")])?;
@@ -134,13 +150,19 @@ impl Machine {
             mount::bpffs(&self.bpf_dir())?;
             Ok(netns)
         };
-        switch_on().map_err(|error| {
-            kernel_error(
-                &format!("node {}", self.node),
-                &error,
-                &format!("weft lab delete {}", self.cluster),
-            )
-        })
+        switch_on().map_err(|error| self.kernel_error(&error))
+    }
+
+    /// Gives the machine another address in the VNet.
+    pub(crate) fn readdress(
+        &self,
+        config: &ClusterConfig,
+        before: Ipv4Addr,
+        after: Ipv4Addr,
+    ) -> Result<(), UserError> {
+        NetNs::named(&self.netns_name)
+            .and_then(|netns| vnet::readdress(&config.vnet, config.subnet, &netns, before, after))
+            .map_err(|error| self.kernel_error(&error))
     }
 
     /// Takes away what a loss of power takes away: namespace, pins, sockets. The disk stays.
@@ -150,13 +172,7 @@ impl Machine {
             NetNs::delete_named(&self.netns_name)?;
             Ok(())
         };
-        switch_off().map_err(|error| {
-            kernel_error(
-                &format!("node {}", self.node),
-                &error,
-                &format!("weft lab delete {}", self.cluster),
-            )
-        })?;
+        switch_off().map_err(|error| self.kernel_error(&error))?;
         kubelet::power_off(&self.dir).map_err(|error| unusable("switch off", &self.dir, &error))?;
         match fs::remove_file(self.agent_socket()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -169,6 +185,7 @@ impl Machine {
     /// Takes the machine away altogether.
     pub(crate) fn scrap(&self) -> Result<(), UserError> {
         self.power_off()?;
+        mount::unmount(&self.state_dir()).map_err(|error| self.kernel_error(&error))?;
         fs::remove_dir_all(&self.dir).map_err(|error| unusable("remove", &self.dir, &error))
     }
 
@@ -200,10 +217,20 @@ impl Machine {
             "--pin-dir".into(),
             path(self.bpf_dir()),
             "--uplink".into(),
-            "eth0".into(),
+            UPLINK.into(),
+            "--boot-id".into(),
+            path(self.boot_id()),
             "--transport".into(),
             transport.to_string(),
         ]
+    }
+
+    fn kernel_error(&self, error: &weft_kernel::Error) -> UserError {
+        kernel_error(
+            &format!("node {}", self.node),
+            error,
+            &format!("weft lab delete {}", self.cluster),
+        )
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -43,7 +44,7 @@ pub struct NodeHandle {
     /// Name of the node's network namespace under [`NETNS_DIR`].
     pub netns_name: String,
     /// The node's address in the virtual network.
-    pub address: Ipv4Addr,
+    pub address: NodeAddress,
     /// The node's directory: `cni/net.d/10-weft.conflist`, `cni/bin/weft-cni`, `agent.sock`.
     pub dir: PathBuf,
     /// Largest number of pods that kubelet takes.
@@ -51,6 +52,10 @@ pub struct NodeHandle {
     /// Cancelled when the node leaves the cluster, also when the whole cluster ends.
     pub stop: CancellationToken,
 }
+
+/// A node's address in the virtual network, which can change while the node runs. Clones change with it.
+#[derive(Clone, Debug)]
+pub struct NodeAddress(Arc<AtomicU32>);
 
 /// Inclusive bounds of the number of nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -181,6 +186,25 @@ impl NodeHandle {
     /// The node's network namespace as a file.
     pub fn netns_path(&self) -> PathBuf {
         PathBuf::from(NETNS_DIR).join(&self.netns_name)
+    }
+}
+
+// === impl NodeAddress ===
+
+impl NodeAddress {
+    /// The address at this moment.
+    pub fn get(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.0.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set(&self, address: Ipv4Addr) {
+        self.0.store(address.to_bits(), Ordering::Relaxed);
+    }
+}
+
+impl From<Ipv4Addr> for NodeAddress {
+    fn from(address: Ipv4Addr) -> Self {
+        Self(Arc::new(AtomicU32::new(address.to_bits())))
     }
 }
 

@@ -21,8 +21,8 @@ use crate::node_object;
 /// Between two looks at the pods of a node that is drained.
 const DRAIN_POLL: Duration = Duration::from_millis(100);
 
-/// For every node by name: whether it is Ready, and why not.
-pub(crate) type Readiness = BTreeMap<String, Result<(), String>>;
+/// What the API said last of the node of a name, by its UID: whether it is Ready, and why not.
+pub(crate) type Readiness = BTreeMap<String, (String, Result<(), String>)>;
 
 /// Speaks to the API about nodes.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ impl Registration {
         Self { cluster }
     }
 
-    /// Creates the Node of a machine, not Ready yet; returns its UID.
+    /// Creates the Node of a machine, not Ready yet, unless it is there; returns its UID.
     pub(crate) async fn register(&self, machine: &Machine, max_pods: u32) -> Result<String, UserError> {
         let mut node = node_object::registered(&machine.node, machine.address, max_pods);
         node.spec = Some(NodeSpec {
@@ -45,11 +45,14 @@ impl Registration {
             ..NodeSpec::default()
         });
         let failed = |error: kube::Error| api_error(&format!("registering node {}", machine.node), &error);
-        let created = self
-            .nodes()
-            .create(&PostParams::default(), &node)
-            .await
-            .map_err(failed)?;
+        let created = match self.nodes().create(&PostParams::default(), &node).await {
+            // Its kubelet was faster.
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {
+                self.nodes().get(&machine.node).await
+            }
+            created => created,
+        };
+        let created = created.map_err(failed)?;
         created.metadata.uid.ok_or_else(|| {
             UserError::new(
                 codes::API_REJECTED,
@@ -76,7 +79,8 @@ impl Registration {
                     if node.metadata.deletion_timestamp.is_some() {
                         known.remove(&name);
                     } else {
-                        known.insert(name, readiness(&node));
+                        let uid = node.metadata.uid.clone().unwrap_or_default();
+                        known.insert(name, (uid, readiness(&node)));
                     }
                 }),
                 Some(Err(error)) => tracing::debug!(%error, "watching nodes"),

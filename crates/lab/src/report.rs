@@ -8,7 +8,7 @@ use kube::api::ListParams;
 use weft_api::{NodeNetwork, PodPool};
 use weft_model::UserError;
 
-use crate::daemon::{Daemon, api_error};
+use crate::daemon::{Daemon, RunningMachine, api_error};
 use crate::machine::Machine;
 use crate::registration::readiness;
 use crate::state::{ClusterDir, ClusterState};
@@ -20,6 +20,10 @@ use crate::vnet::INTERNET_HOST;
 impl Daemon {
     /// The cluster now, as its API and its processes show it.
     pub(crate) async fn report(&self) -> Result<ClusterStatus, UserError> {
+        if self.api.faults().refusing() {
+            // A client would try again for minutes.
+            return Ok(self.report_without_api());
+        }
         let client = &self.handle.client;
         let failed = |error: kube::Error| api_error("reading the cluster's state", &error);
         let everything = ListParams::default();
@@ -69,10 +73,7 @@ impl Daemon {
             else {
                 continue;
             };
-            let process = machine.agent.now();
-            shown.agent_pid = process.id.and_then(|id| u32::try_from(id.pid).ok());
-            shown.agent_restarts = process.restarts;
-            shown.faults = self.faults.of_node(&shown.name);
+            self.show_machine(&machine, shown);
         }
         for shown in &mut status.nodes {
             let Some(node) = nodes.get(&shown.name) else {
@@ -106,12 +107,8 @@ impl Daemon {
                 .unwrap_or_default();
             shown.pods = u32::try_from(pods.iter().filter(|pod| is_live_on(pod, &shown.name)).count())
                 .unwrap_or(u32::MAX);
-            for fault in &shown.faults {
-                status
-                    .problems
-                    .push(format!("node {} has a fault: {fault}", shown.name));
-            }
         }
+        self.add_faults(&mut status);
         match self.outcome() {
             None => status.phase = Phase::Creating,
             Some(Err(error)) => {
@@ -133,6 +130,40 @@ impl Daemon {
             }
         }
         Ok(status)
+    }
+
+    /// The cluster now, as its processes show it.
+    fn report_without_api(&self) -> ClusterStatus {
+        let mut status = written_down(&self.dir, &self.state());
+        status.phase = Phase::Degraded;
+        for machine in self.machines() {
+            let mut nodes = status.nodes.iter_mut();
+            if let Some(shown) = nodes.find(|node| node.name == machine.handle.name) {
+                self.show_machine(&machine, shown);
+            }
+        }
+        self.add_faults(&mut status);
+        status
+    }
+
+    fn show_machine(&self, machine: &RunningMachine, shown: &mut NodeStatus) {
+        let process = machine.agent.now();
+        shown.agent_pid = process.id.and_then(|id| u32::try_from(id.pid).ok());
+        shown.agent_restarts = process.restarts;
+        shown.faults = self.faults.of(Some(&shown.name));
+    }
+
+    fn add_faults(&self, status: &mut ClusterStatus) {
+        let of_cluster = self.faults.of(None);
+        let of_cluster = of_cluster
+            .iter()
+            .map(|fault| format!("the cluster has a fault: {fault}"));
+        let of_nodes = status.nodes.iter().flat_map(|node| {
+            let faults = node.faults.iter();
+            faults.map(|fault| format!("node {} has a fault: {fault}", node.name))
+        });
+        let all: Vec<String> = of_cluster.chain(of_nodes).collect();
+        status.problems.extend(all);
     }
 }
 

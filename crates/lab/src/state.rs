@@ -319,28 +319,30 @@ impl RootLock {
         Ok(state)
     }
 
+    /// An address for a node that nobody has in the cluster's VNet.
+    ///
+    /// # Errors
+    /// There is none left.
+    pub fn free_address(&self, state: &ClusterState) -> Result<Ipv4Addr, UserError> {
+        let mut taken = used_addresses(&self.clusters(), &state.config.vnet);
+        taken.extend(state.nodes.iter().map(|node| node.address));
+        let subnet = state.config.subnet;
+        let free = subnet.node_addresses().find(|address| !taken.contains(address));
+        free.ok_or_else(|| {
+            UserError::new(
+                codes::VNET_FULL,
+                format!("VNet subnet {} has no free address for a node", subnet.net()),
+                "remove nodes or clusters from the VNet",
+            )
+        })
+    }
+
     /// Gives the next node of a cluster its name and its address, and writes both down.
     ///
     /// # Errors
     /// The VNet has no address left.
     pub fn add_node(&self, dir: &ClusterDir, state: &mut ClusterState) -> Result<NodeState, UserError> {
-        let mut taken = used_addresses(&self.clusters(), &state.config.vnet);
-        taken.extend(state.nodes.iter().map(|node| node.address));
-        let Some(address) = state
-            .config
-            .subnet
-            .node_addresses()
-            .find(|address| !taken.contains(address))
-        else {
-            return Err(UserError::new(
-                codes::VNET_FULL,
-                format!(
-                    "VNet subnet {} has no free address for another node",
-                    state.config.subnet.net()
-                ),
-                "remove nodes or clusters from the VNet",
-            ));
-        };
+        let address = self.free_address(state)?;
         let node = NodeState {
             name: format!("node-{}", state.next_node),
             address,

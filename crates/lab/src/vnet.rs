@@ -11,6 +11,7 @@ use weft_kernel::rtnl::{Address, LinkSpec, Route, Rtnl};
 use weft_kernel::{NetNs, Result};
 use weft_model::Mac;
 
+use crate::machine::UPLINK;
 use crate::state::RootLock;
 
 /// The nodes' subnet of a virtual network.
@@ -270,6 +271,32 @@ pub fn connect(vnet: &str, subnet: Subnet, machine: &NetNs, address: Ipv4Addr) -
     plug(&mut rtnl, &port_name(address), machine, subnet, address)
 }
 
+/// Gives a connected machine another address in the place of the one it has. It is cut off for a moment.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn readdress(
+    vnet: &str,
+    subnet: Subnet,
+    machine: &NetNs,
+    before: Ipv4Addr,
+    after: Ipv4Addr,
+) -> Result<()> {
+    let switch = NetNs::named(&VnetNames::of(vnet).switch)?;
+    let mut switch = Rtnl::open_in(&switch)?;
+    let old = port_name(before);
+    // A link that is up can't be renamed.
+    switch.set_up(&*old, false)?;
+    switch.rename(&*old, &port_name(after))?;
+    let mut rtnl = Rtnl::open_in(machine)?;
+    let uplink = rtnl.link_index(UPLINK)?;
+    let address = |address| Address::new(uplink, Ipv4Net::new_assert(address, subnet.net().prefix_len()));
+    rtnl.delete_address(&address(before))?;
+    configure(&mut rtnl, subnet, after)?;
+    switch.set_up(&*port_name(after), true)?;
+    Ok(())
+}
+
 /// Name of the switch's port for the machine of that address.
 pub fn port_name(address: Ipv4Addr) -> String {
     format!("p{:08x}", u32::from(address))
@@ -312,20 +339,25 @@ fn plug(switch: &mut Rtnl, port: &str, machine: &NetNs, subnet: Subnet, address:
             mtu: Some(MTU),
             up: true,
             netns: Some(machine),
-            ..LinkSpec::new("eth0")
+            ..LinkSpec::new(UPLINK)
         },
     )?;
     let bridge = switch.link_index(BRIDGE)?;
     switch.set_master(port, Some(bridge))?;
     let mut rtnl = Rtnl::open_in(machine)?;
     rtnl.set_up("lo", true)?;
-    let eth0 = rtnl.link_index("eth0")?;
+    configure(&mut rtnl, subnet, address)
+}
+
+/// Gives a machine's uplink an address, and the route to everywhere.
+fn configure(rtnl: &mut Rtnl, subnet: Subnet, address: Ipv4Addr) -> Result<()> {
+    let uplink = rtnl.link_index(UPLINK)?;
     rtnl.add_address(&Address::new(
-        eth0,
+        uplink,
         Ipv4Net::new_assert(address, subnet.net().prefix_len()),
     ))?;
     let everywhere = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
-    rtnl.add_route(&configured(Route::via(everywhere, subnet.gateway(), eth0)))
+    rtnl.replace_route(&configured(Route::via(everywhere, subnet.gateway(), uplink)))
 }
 
 /// The route as a machine's own configuration would make it, none of the agent's.

@@ -286,7 +286,7 @@ async fn a_pod_of_the_host_network_has_the_nodes_address_and_is_really_probed() 
         message.starts_with("Readiness probe failed: Get \"http://10.98.0.1:8081/healthz\": "),
         "{message}"
     );
-    rtnl.add_address(&weft_kernel::rtnl::Address::host(lo, node.address))
+    rtnl.add_address(&weft_kernel::rtnl::Address::host(lo, node.address.get()))
         .unwrap();
     let pods = cluster
         .pods("web is ready", |pods| pods.iter().any(|pod| ready(pod)))

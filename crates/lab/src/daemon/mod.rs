@@ -28,7 +28,7 @@ use weft_model::{UserError, codes};
 
 use self::progress::Progress;
 use crate::control::{Event, Request, read_request, write_event};
-use crate::faults::ActiveFaults;
+use crate::faults::{ActiveFaults, Past};
 use crate::machine::{Programs, kernel_error};
 use crate::node::{ClusterHandle, NodeHandle, ScaleRequest};
 use crate::registration::{Readiness, Registration};
@@ -48,10 +48,11 @@ pub(crate) const API_PORT: u16 = 6443;
 #[derive(Debug)]
 pub(crate) struct Daemon {
     pub(crate) dir: ClusterDir,
-    api: ApiServer,
+    pub(crate) api: ApiServer,
     pub(crate) handle: ClusterHandle,
     pub(crate) programs: Programs,
     pub(crate) faults: ActiveFaults,
+    pub(crate) past: Past,
     state: Mutex<ClusterState>,
     machines: Mutex<BTreeMap<String, Arc<RunningMachine>>>,
     nodes: watch::Sender<Vec<Arc<NodeHandle>>>,
@@ -141,6 +142,7 @@ impl Daemon {
             handle,
             programs,
             faults: ActiveFaults::default(),
+            past: Past::default(),
             state: Mutex::new(state),
             machines: Mutex::default(),
             nodes,
@@ -241,7 +243,19 @@ impl Daemon {
         .await?;
         step.end();
         workloads::start_autoscaler(&self.handle);
+        tokio::spawn(Arc::clone(self).note_past());
         Ok(())
+    }
+
+    /// Notes again and again where the API is, so that it can be put back there.
+    async fn note_past(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(Past::PERIOD);
+        loop {
+            tokio::select! {
+                () = self.handle.stop.cancelled() => return,
+                _ = ticks.tick() => self.past.note(self.api.revision()),
+            }
+        }
     }
 
     /// Makes the virtual network, and has the API listen in it.
@@ -377,7 +391,7 @@ impl Daemon {
         }
     }
 
-    fn registration(&self) -> Registration {
+    pub(crate) fn registration(&self) -> Registration {
         Registration::new(self.handle.clone())
     }
 

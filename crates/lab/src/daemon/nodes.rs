@@ -1,5 +1,6 @@
 //! Nodes that come, go, reboot, and are waited for.
 
+use std::net::Ipv4Addr;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -102,7 +103,7 @@ impl Daemon {
             name: machine.node.clone(),
             uid,
             netns_name: machine.netns_name.clone(),
-            address: machine.address,
+            address: machine.address.into(),
             dir: machine.dir.clone(),
             max_pods: self.lock_state().config.max_pods,
             stop: self.handle.stop.child_token(),
@@ -130,21 +131,68 @@ impl Daemon {
     /// Takes the power from a node and gives it back: processes, links, pins and pods' namespaces are gone, the disk
     /// and the Node object stay.
     pub(crate) async fn reboot(self: &Arc<Self>, name: &str) -> Result<(), UserError> {
-        let running = self.machine(name)?;
+        self.machine(name)?;
         self.switch_off(name).await;
+        let state = self.state();
+        let machine = Machine::new(&self.dir, state.node(name)?);
+        let uid = self
+            .registration()
+            .register(&machine, state.config.max_pods)
+            .await?;
         self.ready.send_modify(|known| {
-            known.insert(name.to_owned(), Err("it is starting".to_owned()));
+            known.insert(name.to_owned(), (uid.clone(), Err("it is starting".to_owned())));
         });
-        let config = self.state().config;
-        let machine = running.machine.clone();
-        let netns = blocking(move || {
-            machine.power_off()?;
-            machine.power_on(&config)
+        let netns = {
+            let machine = machine.clone();
+            blocking(move || {
+                machine.power_off()?;
+                machine.power_on(&state.config)
+            })
+            .await?
+        };
+        self.boot(machine, uid, netns).await.map(drop)
+    }
+
+    /// Puts another machine in the place of a node: under the same name and address, with an empty disk and a Node
+    /// object of its own, whose UID this returns. The old one's pods go with it.
+    pub(crate) async fn replace(self: &Arc<Self>, name: &str) -> Result<String, UserError> {
+        self.machine(name)?;
+        self.switch_off(name).await;
+        self.registration().delete(name).await?;
+        let state = self.state();
+        let machine = Machine::new(&self.dir, state.node(name)?);
+        {
+            let machine = machine.clone();
+            blocking(move || machine.scrap()).await?;
+        }
+        Ok(self.start_machine(machine).await?.uid.clone())
+    }
+
+    /// Gives a node another address of the VNet, as a change of its lease does; returns the one before and the new
+    /// one.
+    pub(crate) async fn change_address(
+        self: &Arc<Self>,
+        running: &RunningMachine,
+    ) -> Result<(Ipv4Addr, Ipv4Addr), UserError> {
+        let name = running.handle.name.clone();
+        let before = running.handle.address.get();
+        let daemon = Arc::clone(self);
+        let after = blocking(move || {
+            let lock = RootLock::acquire()?;
+            let config = daemon.state().config;
+            let after = lock.free_address(&daemon.state())?;
+            let machine = daemon.machine(&name)?.machine.clone();
+            machine.readdress(&config, before, after)?;
+            let mut state = daemon.lock_state();
+            if let Some(node) = state.nodes.iter_mut().find(|node| node.name == name) {
+                node.address = after;
+            }
+            daemon.dir.store(&state)?;
+            Ok(after)
         })
         .await?;
-        self.boot(running.machine.clone(), running.handle.uid.clone(), netns)
-            .await
-            .map(drop)
+        running.handle.address.set(after);
+        Ok((before, after))
     }
 
     /// Ends the processes of a node; it is none of the cluster's running nodes any more.
@@ -167,7 +215,7 @@ impl Daemon {
         let mut ready = self.ready.subscribe();
         let is_ready = async {
             let now = ready
-                .wait_for(|known| matches!(known.get(&node.name), Some(Ok(()))))
+                .wait_for(|known| known.get(&node.name) == Some(&(node.uid.clone(), Ok(()))))
                 .await;
             now.map(drop)
         };
@@ -180,7 +228,7 @@ impl Daemon {
                     .borrow()
                     .get(&node.name)
                     .cloned()
-                    .and_then(Result::err)
+                    .and_then(|(_, ready)| ready.err())
                     .unwrap_or_default();
                 Err(UserError::new(
                     codes::LAB_TIMEOUT,

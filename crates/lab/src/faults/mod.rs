@@ -1,21 +1,17 @@
 //! Things that break, on purpose.
 
+mod cluster;
+mod inject;
+mod kernel;
+
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::ops::RangeInclusive;
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
-use weft_kernel::NetNs;
-use weft_kernel::nft::Nft;
-use weft_kernel::process::Signal;
-use weft_kernel::rtnl::Rtnl;
 use weft_model::{UserError, codes};
 
-use crate::control::Event;
-use crate::daemon::{Daemon, RunningMachine, blocking};
-use crate::machine::kernel_error;
-use crate::vnet::{self, VnetNames};
+pub(crate) use self::cluster::Past;
 
 /// What to break, or to mend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +20,7 @@ pub struct FaultRequest {
     pub kind: FaultKind,
     /// On which nodes; all, where none is named.
     pub nodes: Vec<String>,
-    /// Percentage for loss, bytes for mtu.
+    /// See [`FaultKind::value`].
     pub value: Option<u32>,
     /// Mend it after that many milliseconds.
     pub for_ms: Option<u64>,
@@ -48,37 +44,90 @@ pub enum FaultKind {
     Partition,
     /// Somebody removes the agent's nftables table.
     FlushNft,
+    /// Somebody removes the agent's routes.
+    DeleteRoute,
+    /// Somebody removes the overlay device.
+    DeleteLink,
+    /// Somebody removes entries of the datapath's maps.
+    DeleteMapEntry,
+    /// Somebody changes kernel parameters that the node needs.
+    Sysctl,
+    /// The file system of the agent's state is full.
+    DiskFull,
     /// The node loses power and comes back.
     RebootNode,
+    /// Another machine comes under the node's name.
+    ReplaceNode,
+    /// The node gets another address in its VNet.
+    ChangeAddress,
+    /// The operator is killed.
+    KillOperator,
+    /// The API answers nobody.
+    ApiDown,
+    /// The API is restored to an older state.
+    ApiRewind,
+    /// Somebody deletes the NodeSlices.
+    LoseSlice,
 }
 
-/// The faults that were injected and not mended, by node.
+/// What a kind of fault breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Something of each node named.
+    Node,
+    /// Something that the cluster has once.
+    Cluster,
+}
+
+/// How a fault ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself.
+    Itself,
+    /// After the time given, or when it is mended.
+    Mended,
+    /// After the time given; by itself, where none is.
+    Either,
+}
+
+/// The number that a kind of fault takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// What it may be.
+    pub range: RangeInclusive<u32>,
+    /// What it is where none is given.
+    pub default: u32,
+    /// What it counts, in the plural.
+    pub unit: &'static str,
+}
+
+/// The faults that were injected and not mended: a node's by its name, the cluster's under none.
 #[derive(Debug, Default)]
-pub(crate) struct ActiveFaults {
-    nodes: Mutex<BTreeMap<(String, FaultKind), String>>,
-}
-
-/// Percentage of packets that [`FaultKind::Loss`] loses where none is given.
-const DEFAULT_LOSS: u32 = 20;
-
-/// The agent's table of nftables.
-const WEFT_TABLE: &str = "weft";
-
-/// MTU in bytes of [`FaultKind::Mtu`] where none is given.
-const DEFAULT_MTU: u32 = 1400;
+pub(crate) struct ActiveFaults(Mutex<BTreeMap<(Option<String>, FaultKind), String>>);
 
 // === impl FaultKind ===
 
 impl FaultKind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 18] = [
         Self::KillAgent,
         Self::StopAgent,
         Self::Loss,
         Self::Mtu,
         Self::Partition,
         Self::FlushNft,
+        Self::DeleteRoute,
+        Self::DeleteLink,
+        Self::DeleteMapEntry,
+        Self::Sysctl,
+        Self::DiskFull,
         Self::RebootNode,
+        Self::ReplaceNode,
+        Self::ChangeAddress,
+        Self::KillOperator,
+        Self::ApiDown,
+        Self::ApiRewind,
+        Self::LoseSlice,
     ];
 
     /// Its name on the command line.
@@ -90,7 +139,18 @@ impl FaultKind {
             Self::Mtu => "mtu",
             Self::Partition => "partition",
             Self::FlushNft => "flush-nft",
+            Self::DeleteRoute => "delete-route",
+            Self::DeleteLink => "delete-link",
+            Self::DeleteMapEntry => "delete-map-entry",
+            Self::Sysctl => "sysctl",
+            Self::DiskFull => "disk-full",
             Self::RebootNode => "reboot-node",
+            Self::ReplaceNode => "replace-node",
+            Self::ChangeAddress => "change-address",
+            Self::KillOperator => "kill-operator",
+            Self::ApiDown => "api-down",
+            Self::ApiRewind => "api-rewind",
+            Self::LoseSlice => "lose-slice",
         }
     }
 
@@ -100,14 +160,72 @@ impl FaultKind {
             Self::KillAgent => {
                 "kill -9 the agent; it is started again at once, or with --for after that time"
             }
-            Self::StopAgent => "freeze the agent (SIGSTOP) until --for has passed or --clear",
+            Self::StopAgent => "freeze the agent (SIGSTOP)",
             Self::Loss => "lose --value percent (20) of the packets that the node sends",
             Self::Mtu => "give the node's link an MTU of --value (1400) bytes",
             Self::Partition => "cut the node from its VNet",
-            Self::FlushNft => "remove the agent's nftables table, once",
+            Self::FlushNft => "remove the agent's nftables table",
+            Self::DeleteRoute => "remove all routes of the agent's",
+            Self::DeleteLink => "remove the overlay device weft0",
+            Self::DeleteMapEntry => {
+                "remove an entry of each of the datapath's maps of prefixes, nodes and pods"
+            }
+            Self::Sysctl => "switch forwarding off and strict reverse-path filtering on",
+            Self::DiskFull => "fill the file system that ledger and DEL intents are on",
             Self::RebootNode => {
                 "power off the node and start it again: processes, links and pins are gone, the disk stays"
             }
+            Self::ReplaceNode => {
+                "put another machine in the node's place: same name and address, new Node object, empty disk"
+            }
+            Self::ChangeAddress => "give the node another address in its VNet while its pods run",
+            Self::KillOperator => {
+                "kill -9 the operator; it is started again at once, or with --for after that time"
+            }
+            Self::ApiDown => "have the Kubernetes API answer every request with 503 and end all watches",
+            Self::ApiRewind => {
+                "restore the Kubernetes API to what it was --value seconds (30) ago, as from a backup"
+            }
+            Self::LoseSlice => "delete all NodeSlices",
+        }
+    }
+
+    /// Whose fault it is.
+    pub fn scope(self) -> Scope {
+        match self {
+            Self::KillOperator | Self::ApiDown | Self::ApiRewind | Self::LoseSlice => Scope::Cluster,
+            _ => Scope::Node,
+        }
+    }
+
+    /// How it ends.
+    pub fn ending(self) -> Ending {
+        match self {
+            Self::KillAgent | Self::KillOperator => Ending::Either,
+            Self::StopAgent | Self::Loss | Self::Mtu | Self::Partition | Self::DiskFull | Self::ApiDown => {
+                Ending::Mended
+            }
+            Self::FlushNft
+            | Self::DeleteRoute
+            | Self::DeleteLink
+            | Self::DeleteMapEntry
+            | Self::Sysctl
+            | Self::RebootNode
+            | Self::ReplaceNode
+            | Self::ChangeAddress
+            | Self::ApiRewind
+            | Self::LoseSlice => Ending::Itself,
+        }
+    }
+
+    /// The number that it takes, if it takes one.
+    pub fn value(self) -> Option<Value> {
+        let value = |range, default, unit| Some(Value { range, default, unit });
+        match self {
+            Self::Loss => value(1..=100, 20, "percent"),
+            Self::Mtu => value(576..=crate::vnet::MTU, 1400, "bytes"),
+            Self::ApiRewind => value(1..=Past::SECONDS, 30, "seconds"),
+            _ => None,
         }
     }
 
@@ -130,233 +248,130 @@ impl FaultKind {
     }
 }
 
+// === impl FaultRequest ===
+
+impl FaultRequest {
+    /// The number to go by.
+    ///
+    /// # Errors
+    /// Something was asked for that this kind of fault does not have: nodes, a time, a number, or one out of range.
+    pub fn check(&self) -> Result<u32, UserError> {
+        let kind = self.kind.name();
+        let refuse = |what: String, next: String| Err(UserError::new(codes::OUT_OF_RANGE, what, next));
+        if self.kind.scope() == Scope::Cluster && !self.nodes.is_empty() {
+            return refuse(
+                format!(
+                    "{kind} is no fault of a node, but {} is named",
+                    self.nodes.join(", ")
+                ),
+                "leave the nodes out".to_owned(),
+            );
+        }
+        if self.for_ms.is_some() && self.kind.ending() == Ending::Itself {
+            return refuse(
+                format!("--for means nothing to {kind}, which is over at once"),
+                "leave --for out".to_owned(),
+            );
+        }
+        match (self.kind.value(), self.value) {
+            (Some(value), Some(given)) if !value.range.contains(&given) => refuse(
+                format!("--value {given} is out of range for {kind}"),
+                format!(
+                    "use {} to {} {}",
+                    value.range.start(),
+                    value.range.end(),
+                    value.unit
+                ),
+            ),
+            (None, Some(given)) => refuse(
+                format!("--value {given} means nothing to {kind}"),
+                "leave --value out".to_owned(),
+            ),
+            (value, given) => Ok(given.or(value.map(|value| value.default)).unwrap_or_default()),
+        }
+    }
+}
+
 // === impl ActiveFaults ===
 
 impl ActiveFaults {
-    /// Descriptions of a node's faults.
-    pub(crate) fn of_node(&self, node: &str) -> Vec<String> {
-        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        nodes
+    /// Descriptions of the faults of a node, or of the cluster.
+    pub(crate) fn of(&self, node: Option<&str>) -> Vec<String> {
+        let faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        faults
             .iter()
-            .filter(|((name, _), _)| name == node)
+            .filter(|((name, _), _)| name.as_deref() == node)
             .map(|(_, text)| text.clone())
             .collect()
     }
 
-    fn note(&self, node: &str, kind: FaultKind, text: Option<String>) {
-        let key = (node.to_owned(), kind);
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+    fn note(&self, node: Option<&str>, kind: FaultKind, text: Option<String>) {
+        let key = (node.map(str::to_owned), kind);
+        let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match text {
-            Some(text) => nodes.insert(key, text),
-            None => nodes.remove(&key),
+            Some(text) => faults.insert(key, text),
+            None => faults.remove(&key),
         };
     }
 }
 
-// === impl Daemon ===
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Daemon {
-    /// Breaks or mends something, on each of the nodes named.
-    pub(crate) async fn inject(
-        self: &Arc<Self>,
-        request: FaultRequest,
-        events: &mpsc::UnboundedSender<Event>,
-    ) -> Result<(), UserError> {
-        let machines = self.machines_of(&request.nodes)?;
-        let span = request.for_ms.map(Duration::from_millis);
-        for machine in machines {
-            let name = machine.handle.name.clone();
-            let text = if request.clear {
-                self.mend(&machine, request.kind).await?;
-                format!("{name}: {} mended", request.kind.name())
-            } else {
-                let what = self.break_it(&machine, &request).await?;
-                if let Some(span) = span {
-                    let (daemon, machine, kind) = (Arc::clone(self), Arc::clone(&machine), request.kind);
-                    tokio::spawn(async move {
-                        tokio::time::sleep(span).await;
-                        if let Err(error) = daemon.mend(&machine, kind).await {
-                            tracing::warn!(fault = kind.name(), %error, "can't mend a fault");
-                        }
-                    });
-                }
-                let until = span.map_or(String::new(), |span| format!(", for {span:?}"));
-                format!("{name}: {what}{until}")
-            };
-            let _ = events.send(Event::Note { text });
+    fn request(kind: FaultKind) -> FaultRequest {
+        FaultRequest {
+            kind,
+            nodes: Vec::new(),
+            value: None,
+            for_ms: None,
+            clear: false,
         }
-        Ok(())
     }
 
-    async fn break_it(
-        self: &Arc<Self>,
-        machine: &Arc<RunningMachine>,
-        request: &FaultRequest,
-    ) -> Result<String, UserError> {
-        let agent = &machine.agent;
-        let name = machine.handle.name.clone();
-        let pid = agent.now().id.map_or("none".to_owned(), |id| id.pid.to_string());
-        let lasting;
-        let text = match request.kind {
-            FaultKind::KillAgent => {
-                let span = request.for_ms.map(Duration::from_millis);
-                lasting = span.is_some();
-                match span {
-                    Some(span) => agent.kill_and_hold(Some(span)),
-                    None => agent.signal(Signal::KILL),
-                }
-                .map_err(|error| signal_error(machine, &error))?;
-                format!("agent (pid {pid}) killed")
-            }
-            FaultKind::StopAgent => {
-                lasting = true;
-                agent
-                    .signal(Signal::STOP)
-                    .map_err(|error| signal_error(machine, &error))?;
-                format!("agent (pid {pid}) frozen")
-            }
-            FaultKind::Partition => {
-                lasting = true;
-                self.change_port(machine, |rtnl, port| rtnl.set_up(port, false).map(|_| ()))
-                    .await?;
-                "cut from the VNet".to_owned()
-            }
-            FaultKind::Mtu => {
-                lasting = true;
-                let mtu = request.value.unwrap_or(DEFAULT_MTU);
-                if !(576..=vnet::MTU).contains(&mtu) {
-                    return Err(out_of_range("mtu", mtu, "576 to 1500 bytes"));
-                }
-                self.set_mtu(machine, mtu).await?;
-                format!("MTU of the link is {mtu}")
-            }
-            FaultKind::Loss => {
-                lasting = true;
-                let percent = request.value.unwrap_or(DEFAULT_LOSS);
-                let share = u8::try_from(percent)
-                    .ok()
-                    .filter(|share| (1..=100).contains(share))
-                    .ok_or_else(|| out_of_range("loss", percent, "1 to 100 percent"))?;
-                self.set_loss(machine, share).await?;
-                format!("{percent} % of what it sends is lost")
-            }
-            FaultKind::FlushNft => {
-                lasting = false;
-                let (netns, node) = (machine.handle.netns_name.clone(), name.clone());
-                let had = blocking(move || {
-                    NetNs::named(&netns)
-                        .and_then(|netns| Nft::open_in(&netns)?.delete_table(WEFT_TABLE))
-                        .map_err(|error| fault_error(&node, &error))
-                })
-                .await?;
-                if had {
-                    "nftables table removed"
-                } else {
-                    "there was no nftables table"
-                }
-                .to_owned()
-            }
-            FaultKind::RebootNode => {
-                lasting = false;
-                let began = Instant::now();
-                self.reboot(&name).await?;
-                format!("rebooted, Ready after {:.1} s", began.elapsed().as_secs_f64())
-            }
-        };
-        if lasting {
-            self.faults
-                .note(&machine.handle.name, request.kind, Some(text.clone()));
+    #[test]
+    fn every_kind_is_found_by_its_name_and_takes_its_default() {
+        for kind in FaultKind::ALL {
+            assert_eq!(FaultKind::parse(kind.name()).unwrap(), kind);
+            let default = kind.value().map_or(0, |value| value.default);
+            assert_eq!(request(kind).check().unwrap(), default, "{kind:?}");
         }
-        Ok(text)
-    }
-
-    async fn mend(self: &Arc<Self>, machine: &Arc<RunningMachine>, kind: FaultKind) -> Result<(), UserError> {
-        match kind {
-            FaultKind::KillAgent => machine.agent.release(),
-            FaultKind::StopAgent => {
-                machine
-                    .agent
-                    .signal(Signal::CONT)
-                    .map_err(|error| signal_error(machine, &error))?;
-            }
-            FaultKind::Partition => {
-                self.change_port(machine, |rtnl, port| rtnl.set_up(port, true).map(|_| ()))
-                    .await?;
-            }
-            FaultKind::Mtu => self.set_mtu(machine, vnet::MTU).await?,
-            FaultKind::Loss => self.set_loss(machine, 0).await?,
-            FaultKind::FlushNft | FaultKind::RebootNode => {}
-        }
-        self.faults.note(&machine.handle.name, kind, None);
-        Ok(())
-    }
-
-    /// Changes the switch's end of a node's link.
-    async fn change_port(
-        &self,
-        machine: &RunningMachine,
-        change: impl FnOnce(&mut Rtnl, &str) -> weft_kernel::Result<()> + Send + 'static,
-    ) -> Result<(), UserError> {
-        let switch = VnetNames::of(&self.state().config.vnet).switch;
-        let (port, node) = (
-            vnet::port_name(machine.handle.address),
-            machine.handle.name.clone(),
+        assert_eq!(
+            FaultKind::parse("reboot").unwrap_err().code(),
+            codes::UNKNOWN_FAULT
         );
-        blocking(move || {
-            NetNs::named(&switch)
-                .and_then(|switch| Rtnl::open_in(&switch))
-                .and_then(|mut rtnl| change(&mut rtnl, &port))
-                .map_err(|error| fault_error(&node, &error))
-        })
-        .await
     }
 
-    /// Loses that share of the packets a node sends, as they arrive at the switch.
-    async fn set_loss(&self, machine: &RunningMachine, percent: u8) -> Result<(), UserError> {
-        let switch = VnetNames::of(&self.state().config.vnet).switch;
-        let (port, node) = (
-            vnet::port_name(machine.handle.address),
-            machine.handle.name.clone(),
+    #[test]
+    fn what_a_kind_does_not_have_is_refused_with_the_value() {
+        let refused = |request: FaultRequest| request.check().unwrap_err().message().to_owned();
+        assert_eq!(
+            refused(FaultRequest {
+                nodes: vec!["node-1".into()],
+                ..request(FaultKind::ApiDown)
+            }),
+            "api-down is no fault of a node, but node-1 is named"
         );
-        blocking(move || {
-            NetNs::named(&switch)
-                .and_then(|switch| Nft::open_in(&switch)?.lose(&port, percent))
-                .map_err(|error| fault_error(&node, &error))
-        })
-        .await
+        assert_eq!(
+            refused(FaultRequest {
+                for_ms: Some(1),
+                ..request(FaultKind::ReplaceNode)
+            }),
+            "--for means nothing to replace-node, which is over at once"
+        );
+        assert_eq!(
+            refused(FaultRequest {
+                value: Some(7),
+                ..request(FaultKind::KillAgent)
+            }),
+            "--value 7 means nothing to kill-agent"
+        );
+        assert_eq!(
+            refused(FaultRequest {
+                value: Some(301),
+                ..request(FaultKind::ApiRewind)
+            }),
+            "--value 301 is out of range for api-rewind"
+        );
     }
-
-    /// Sets the MTU of both ends of a node's link, as a smaller network underneath would.
-    async fn set_mtu(&self, machine: &RunningMachine, mtu: u32) -> Result<(), UserError> {
-        self.change_port(machine, move |rtnl, port| rtnl.set_mtu(port, mtu).map(|_| ()))
-            .await?;
-        let (netns, node) = (machine.handle.netns_name.clone(), machine.handle.name.clone());
-        blocking(move || {
-            NetNs::named(&netns)
-                .and_then(|netns| Rtnl::open_in(&netns)?.set_mtu("eth0", mtu))
-                .map(|_| ())
-                .map_err(|error| fault_error(&node, &error))
-        })
-        .await
-    }
-}
-
-fn out_of_range(kind: &str, value: u32, range: &str) -> UserError {
-    UserError::new(
-        codes::OUT_OF_RANGE,
-        format!("--value {value} is out of range for {kind}"),
-        format!("use {range}"),
-    )
-}
-
-fn fault_error(node: &str, error: &weft_kernel::Error) -> UserError {
-    kernel_error(&format!("fault on {node}"), error, "weft lab list")
-}
-
-fn signal_error(machine: &RunningMachine, error: &std::io::Error) -> UserError {
-    UserError::new(
-        codes::LAB_STATE,
-        format!("can't signal the agent of {}: {error}", machine.handle.name),
-        "weft lab list",
-    )
 }

@@ -62,6 +62,8 @@ struct Kubelet {
     context: Arc<Context>,
     slots: Arc<Slots>,
     pods: HashMap<String, watch::Sender<Wish>>,
+    /// Pods that are back in the API, which was restored, while their ends are still under way.
+    returned: HashMap<String, PodConfig>,
     /// Sandboxes of an earlier process whose pods the API has not been asked for yet.
     leftovers: Option<Vec<Record>>,
     workers: JoinSet<String>,
@@ -143,6 +145,7 @@ impl Kubelet {
             leftovers: Some(context.store.leftovers()),
             context,
             pods: HashMap::new(),
+            returned: HashMap::new(),
             workers: JoinSet::new(),
         }
     }
@@ -179,6 +182,10 @@ impl Kubelet {
     fn want(&mut self, pod: PodConfig, leftovers: &mut Vec<Record>) {
         let wish = if pod.deleting { Wish::Stop } else { Wish::Run };
         if let Some(known) = self.pods.get(&pod.uid) {
+            if *known.borrow() == Wish::Vanish {
+                self.returned.insert(pod.uid.clone(), pod);
+                return;
+            }
             known.send_if_modified(|before| {
                 let changed = *before == Wish::Run && wish == Wish::Stop;
                 if changed {
@@ -232,6 +239,7 @@ impl Kubelet {
     }
 
     fn vanish(&mut self, uid: &str) {
+        self.returned.remove(uid);
         if let Some(pod) = self.pods.get(uid) {
             pod.send_replace(Wish::Vanish);
         }
@@ -250,7 +258,12 @@ impl Kubelet {
 
     fn ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
         match ended {
-            Ok(uid) => drop(self.pods.remove(&uid)),
+            Ok(uid) => {
+                self.pods.remove(&uid);
+                if let Some(pod) = self.returned.remove(&uid) {
+                    self.want(pod, &mut Vec::new());
+                }
+            }
             Err(error) => tracing::error!(node = %self.context.node.name, %error, "a pod's task panicked"),
         }
     }

@@ -1,6 +1,7 @@
 //! The Node object: what a kubelet registers and keeps true.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ pub(super) async fn keep(context: Arc<Context>, network: watch::Sender<NetworkRe
 }
 
 async fn keep_status(context: &Context, network: &watch::Sender<NetworkReady>) {
-    let mut written: Option<tokio::time::Instant> = None;
+    let mut written: Option<(tokio::time::Instant, Ipv4Addr)> = None;
     loop {
         let now = match context.store.cni().status().await {
             Ok(()) => NetworkReady::Yes,
@@ -57,9 +58,11 @@ async fn keep_status(context: &Context, network: &watch::Sender<NetworkReady>) {
             before.clone_from(&now);
             changed
         });
-        if changed || written.is_none_or(|written| written.elapsed() >= HEARTBEAT) {
+        let address = context.node.address.get();
+        let is_fresh = |(at, told): (tokio::time::Instant, _)| at.elapsed() < HEARTBEAT && told == address;
+        if changed || !written.is_some_and(is_fresh) {
             match write(context, &now).await {
-                Ok(()) => written = Some(tokio::time::Instant::now()),
+                Ok(()) => written = Some((tokio::time::Instant::now(), address)),
                 Err(error) => {
                     tracing::warn!(node = %context.node.name, %error, "node status not written");
                     written = None;
@@ -78,7 +81,7 @@ async fn write(context: &Context, network: &NetworkReady) -> Result<(), kube::Er
     let known = match nodes.get_opt(&handle.name).await? {
         Some(known) => known,
         None => {
-            let node = node_object::registered(&handle.name, handle.address, handle.max_pods);
+            let node = node_object::registered(&handle.name, handle.address.get(), handle.max_pods);
             let created = nodes.create(&PostParams::default(), &node).await?;
             let message = format!("Node {} event: Registered Node {}", handle.name, handle.name);
             context
@@ -257,7 +260,7 @@ fn status(handle: &NodeHandle, before: NodeStatus, network: &NetworkReady, now: 
         conditions: Some(conditions),
         daemon_endpoints: Some(NodeDaemonEndpoints::default()),
         node_info: Some(system_info(handle)),
-        ..node_object::status(&handle.name, handle.address, handle.max_pods)
+        ..node_object::status(&handle.name, handle.address.get(), handle.max_pods)
     }
 }
 
@@ -292,7 +295,7 @@ mod tests {
             name: "node-1".into(),
             uid: "0-1".into(),
             netns_name: "weft-t.node-1".into(),
-            address: [10, 224, 0, 4].into(),
+            address: Ipv4Addr::new(10, 224, 0, 4).into(),
             dir: "/run/weft/lab/t/nodes/node-1".into(),
             max_pods: 250,
             stop: tokio_util::sync::CancellationToken::new(),

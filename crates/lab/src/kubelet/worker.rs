@@ -72,7 +72,7 @@ impl Worker {
             |sandbox| Arc::clone(&sandbox.netns),
         );
         let responder = self.serve(netns).await;
-        let node_ip = IpAddr::V4(self.context.node.address);
+        let node_ip = IpAddr::V4(self.context.node.address.get());
         let (id, ips) = match &home {
             Some(sandbox) => (sandbox.record.container_id.clone(), sandbox.ips.clone()),
             None => (self.pod.uid.replace('-', "").repeat(2), vec![node_ip]),
@@ -129,7 +129,7 @@ impl Worker {
                     self.event(Severity::Warning, "FailedCreatePodSandBox", &message)
                         .await;
                     if !told {
-                        let node_ip = IpAddr::V4(context.node.address);
+                        let node_ip = IpAddr::V4(context.node.address.get());
                         self.write_status(&status::creating(&self.pod, node_ip, Timestamp::now()))
                             .await;
                         told = true;

@@ -154,7 +154,7 @@ impl TestCluster {
             name: name.to_owned(),
             uid: String::new(),
             netns_name,
-            address: [10, 98, 0, 1].into(),
+            address: std::net::Ipv4Addr::new(10, 98, 0, 1).into(),
             dir,
             max_pods,
             stop: self.handle.stop.child_token(),
