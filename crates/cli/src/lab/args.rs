@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Subcommand};
 
+use weft_lab::faults::FaultKind;
 use weft_model::TransportChoice;
 
 use crate::args::{OutputArgs, parse_duration};
@@ -121,20 +122,18 @@ pub(crate) enum LabCommand {
         output: OutputArgs,
     },
     /// Break something on purpose
-    #[command(
-        after_help = "Examples:\n  weft lab fault blue list\n  weft lab fault blue loss node-1 --value 5 --for 30s"
-    )]
+    #[command(after_help = fault_help())]
     Fault {
         #[command(flatten)]
         cluster: ClusterArg,
-        /// What to break; `list` describes all kinds
+        /// What to break, see below; `list` prints the same as a table
         kind: String,
         /// On which nodes; all, where none is named
         nodes: Vec<String>,
-        /// Mend it after this time, such as 10s or 2m; where absent it stays broken until `--clear`
+        /// Mend it after this time, such as 10s or 2m; where absent it stays broken until `--clear`, unless it is over at once
         #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
         duration: Option<Duration>,
-        /// Percentage for loss, bytes for mtu
+        /// Percentage for loss, bytes for mtu, seconds for api-rewind
         #[arg(long, value_name = "NUMBER")]
         value: Option<u32>,
         /// Mend what an earlier fault of this kind broke
@@ -358,6 +357,24 @@ const AZURE_SWITCHES: &[&str] = &[
     "only-show-errors",
     "yes",
 ];
+
+/// All kinds of fault, and examples.
+fn fault_help() -> String {
+    let width = FaultKind::ALL
+        .iter()
+        .map(|kind| kind.name().len())
+        .max()
+        .unwrap_or(0);
+    let kinds: Vec<String> = FaultKind::ALL
+        .iter()
+        .map(|kind| format!("  {:<width$}  {}", kind.name(), kind.describe()))
+        .collect();
+    format!(
+        "Faults:\n{}\n\nExamples:\n  weft lab fault blue loss node-1 --value 5 --for 30s\n  weft lab fault blue freeze-agent \
+         --clear\n  weft lab fault blue api-rewind --value 60",
+        kinds.join("\n")
+    )
+}
 
 // === impl AzureFlags ===
 

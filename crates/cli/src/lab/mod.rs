@@ -14,7 +14,7 @@ use std::time::Instant;
 use weft_lab::apply::{self, Change};
 use weft_lab::check::Selection;
 use weft_lab::exec::{self, VnetPlace};
-use weft_lab::faults::{FaultKind, FaultRequest};
+use weft_lab::faults::{Ending, FaultKind, FaultRequest};
 use weft_lab::state::ClusterDir;
 use weft_lab::status::Phase;
 use weft_lab::{cluster, control::Event};
@@ -134,9 +134,16 @@ pub(crate) fn run(command: LabCommand) -> Result<u8, UserError> {
             if kind == "list" {
                 let rows = FaultKind::ALL
                     .iter()
-                    .map(|kind| vec![kind.name().into(), kind.describe().into()])
+                    .map(|kind| {
+                        let ends = match kind.ending() {
+                            Ending::Itself => "at once",
+                            Ending::Mended => "--for, --clear",
+                            Ending::Either => "at once, --for",
+                        };
+                        vec![kind.name().into(), ends.into(), kind.describe().into()]
+                    })
                     .collect();
-                out::table(&["fault", "what it does"], rows);
+                out::table(&["fault", "over", "what it does"], rows);
                 return Ok(OK);
             }
             let request = FaultRequest {
@@ -146,6 +153,7 @@ pub(crate) fn run(command: LabCommand) -> Result<u8, UserError> {
                 for_ms: duration.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
                 clear,
             };
+            request.check()?;
             runtime()?.block_on(cluster::fault(&cluster.name, request, print_note))?;
             Ok(OK)
         }

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,9 +18,10 @@ use crate::support::{Name, text, weft, weft_ok};
 /// Ends a wait for something that never comes; nothing is judged by how long it took.
 const HANG: Duration = Duration::from_secs(240);
 
-/// A cluster of one node.
+/// A node of a cluster.
 pub(crate) struct Bed {
-    pub(crate) name: Name,
+    pub(crate) name: Arc<Name>,
+    pub(crate) node_name: &'static str,
 }
 
 /// A network namespace that stands for a pod's sandbox.
@@ -35,10 +37,24 @@ pub(crate) struct Audit(Value);
 // === impl Bed ===
 
 impl Bed {
+    /// The node of a cluster of one.
     pub(crate) fn new(label: &str) -> Self {
         let name = Name::new(label);
         weft_ok(&["lab", "create", name.as_str(), "--node-count", "1"]);
-        Self { name }
+        Self {
+            name: Arc::new(name),
+            node_name: "node-1",
+        }
+    }
+
+    /// The nodes of a cluster of two.
+    pub(crate) fn pair(label: &str) -> [Self; 2] {
+        let name = Arc::new(Name::new(label));
+        weft_ok(&["lab", "create", name.as_str(), "--node-count", "2"]);
+        ["node-1", "node-2"].map(|node_name| Self {
+            name: Arc::clone(&name),
+            node_name,
+        })
     }
 
     pub(crate) fn lab(&self) -> &str {
@@ -46,23 +62,21 @@ impl Bed {
     }
 
     pub(crate) fn node_dir(&self) -> PathBuf {
-        PathBuf::from(format!("/run/weft/lab/{}/nodes/node-1", self.lab()))
+        PathBuf::from(format!("/run/weft/lab/{}/nodes/{}", self.lab(), self.node_name))
     }
 
     pub(crate) fn node(&self) -> NetNs {
-        NetNs::named(&format!("weft-{}.node-1", self.lab())).expect("the node's namespace")
+        NetNs::named(&format!("weft-{}.{}", self.lab(), self.node_name)).expect("the node's namespace")
     }
 
     /// Process ID of the node's agent.
     pub(crate) fn agent(&self) -> u32 {
-        self.process(|line| line.contains("agent --node-name node-1 "))
-            .expect("the agent runs")
-            .0
+        self.agent_process().expect("the agent runs").0
     }
 
     /// Kills the agent, also one that was started by strace.
     pub(crate) fn kill_agent(&self) {
-        if let Some((agent, _)) = self.process(|line| line.contains("agent --node-name node-1 "))
+        if let Some((agent, _)) = self.agent_process()
             && let Some(pid) = Pid::from_raw(agent.cast_signed())
         {
             // It may have ended by itself.
@@ -79,12 +93,11 @@ impl Bed {
 
     /// The command line of the node's agent.
     pub(crate) fn agent_command(&self) -> Vec<String> {
-        self.process(|line| line.contains("agent --node-name node-1 "))
-            .expect("the agent runs")
-            .1
+        self.agent_process().expect("the agent runs").1
     }
 
-    fn process(&self, wanted: impl Fn(&str) -> bool) -> Option<(u32, Vec<String>)> {
+    fn agent_process(&self) -> Option<(u32, Vec<String>)> {
+        let wanted = format!("agent --node-name {} ", self.node_name);
         std::fs::read_dir("/proc")
             .expect("/proc")
             .flatten()
@@ -98,17 +111,30 @@ impl Bed {
                     .collect();
                 let line = words.join(" ");
                 let ours = line.contains(&format!("/{}/", self.lab())) && !line.contains("strace");
-                (ours && wanted(&line)).then_some((pid, words))
+                (ours && line.contains(&wanted)).then_some((pid, words))
             })
     }
 
     pub(crate) fn sandbox(&self, label: &str) -> Sandbox {
-        let netns = format!("weft-{}.pod.{label}", self.lab());
+        let netns = format!("weft-{}.pod.{}-{label}", self.lab(), self.node_name);
         NetNs::create_named(&netns).expect("a namespace");
         Sandbox {
-            id: format!("{}-{label}", self.lab()),
+            id: format!("{}-{}-{label}", self.lab(), self.node_name),
             netns,
         }
+    }
+
+    /// Has the node's stack translate an address into another, for what its pods send, as kube-proxy does.
+    pub(crate) fn translate(&self, from: Ipv4Addr, to: Ipv4Addr) {
+        let rules = format!(
+            "table ip proxy {{ chain prerouting {{\ntype nat hook prerouting priority dstnat\nip daddr {from} dnat to {to}\n}}\n}}"
+        );
+        let netns = format!("weft-{}.{}", self.lab(), self.node_name);
+        let output = Command::new("ip")
+            .args(["netns", "exec", &netns, "nft", &rules])
+            .output()
+            .expect("ip starts");
+        assert!(output.status.success(), "{}", text(&output));
     }
 
     /// The network configuration as a runtime hands it to the plugin.
@@ -264,6 +290,10 @@ impl Sandbox {
     /// Removes the namespace, as a runtime does that never sends DEL.
     pub(crate) fn vanish(&self) {
         NetNs::delete_named(&self.netns).expect("the namespace goes");
+    }
+
+    pub(crate) fn netns(&self) -> NetNs {
+        NetNs::named(&self.netns).expect("the sandbox's namespace")
     }
 }
 

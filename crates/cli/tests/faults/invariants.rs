@@ -19,6 +19,10 @@ pub(crate) enum Invariant {
     Delete,
     Repair,
     ValidAnswer,
+    Connections,
+    Restart,
+    Checks,
+    Convergence,
     /// Not an invariant: how often something was killed.
     KillPoint,
 }
@@ -35,6 +39,10 @@ impl Invariant {
             Self::Delete => "DEL succeeds within its bound",
             Self::Repair => "what others change is put right",
             Self::KillPoint => "killed, by strace, at a system call",
+            Self::Connections => "established connections survive the agent",
+            Self::Checks => "`weft lab check` passes during and after a fault",
+            Self::Convergence => "after a fault everything agrees again by itself",
+            Self::Restart => "agents replaced under traffic; longest gap",
             Self::ValidAnswer => "the plugin's answer is one valid CNI object",
         }
     }

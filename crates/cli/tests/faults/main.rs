@@ -6,7 +6,10 @@ mod bed;
 mod delete;
 mod invariants;
 mod repair;
+mod restart;
 #[path = "../lab/support.rs"]
 #[expect(dead_code, reason = "the lab's tests use more of it")]
 mod support;
 mod sweep;
+mod traffic;
+mod walk;

@@ -79,7 +79,7 @@ fn has_strace(test: &str) -> bool {
     there
 }
 
-fn is_full() -> bool {
+pub(crate) fn is_full() -> bool {
     std::env::var_os(FULL).is_some()
 }
 
