@@ -69,6 +69,8 @@ pub struct Index {
     grant: Option<Grant>,
     pools: BTreeMap<String, Pool>,
     slices: BTreeMap<String, Vec<Node>>,
+    /// What slices said that are gone.
+    lost: BTreeMap<String, Vec<Node>>,
     listed: BTreeSet<Source>,
 }
 
@@ -83,6 +85,7 @@ impl Index {
             grant: None,
             pools: BTreeMap::new(),
             slices: BTreeMap::new(),
+            lost: BTreeMap::new(),
             listed: BTreeSet::new(),
         }
     }
@@ -123,11 +126,26 @@ impl Index {
         };
     }
 
-    pub fn set_slice(&mut self, name: &str, peers: Option<Vec<Node>>) {
-        match peers {
-            Some(peers) => self.slices.insert(name.to_owned(), peers),
-            None => self.slices.remove(name),
-        };
+    pub fn set_slice(&mut self, name: &str, peers: Vec<Node>) {
+        self.lost.remove(name);
+        self.slices.insert(name.to_owned(), peers);
+    }
+
+    /// Remembers what a slice said that is gone: its nodes count until others say something else of them, or of what is
+    /// theirs, or until the slice is [forgotten](Self::forget_slice).
+    pub fn lose_slice(&mut self, name: &str) {
+        if let Some(peers) = self.slices.remove(name) {
+            self.lost.insert(name.to_owned(), peers);
+        }
+    }
+
+    pub fn forget_slice(&mut self, name: &str) {
+        self.lost.remove(name);
+    }
+
+    /// The slices that are gone and not forgotten.
+    pub fn lost_slices(&self) -> impl Iterator<Item = &str> {
+        self.lost.keys().map(String::as_str)
     }
 
     /// Forgets pools that are not in `names`, after a relist.
@@ -135,9 +153,12 @@ impl Index {
         self.pools.retain(|name, _| names.contains(name));
     }
 
-    /// Forgets slices that are not in `names`, after a relist.
+    /// Loses slices that are not in `names`, after a relist.
     pub fn retain_slices(&mut self, names: &BTreeSet<String>) {
-        self.slices.retain(|name, _| names.contains(name));
+        let gone = self.slices.keys().filter(|name| !names.contains(*name));
+        for name in gone.cloned().collect::<Vec<_>>() {
+            self.lose_slice(&name);
+        }
     }
 
     /// Compiles what the kernel should hold. `None` while a source was never listed or the node has no address.
@@ -160,30 +181,22 @@ impl Index {
         for block in &own_blocks {
             build.claim(block.net(), Prefix::LocalBlock, &self.name);
         }
-        let mut nodes = BTreeSet::new();
         let mut non_masquerade = BTreeSet::new();
-        for peer in self
-            .slices
-            .values()
-            .flatten()
-            .filter(|peer| peer.name != self.name)
-        {
-            let Some(&underlay) = peer.addresses.first() else {
-                continue;
-            };
-            let (of_node, of_block) = match peer.routing {
-                Routing::Overlay => {
-                    nodes.extend(peer.addresses.iter().copied());
-                    (Prefix::RemoteNode { underlay }, Prefix::RemoteBlock { underlay })
-                }
-                // The node's own address too: its bridge may give it to what its pods send.
-                Routing::Native => (Prefix::Native, Prefix::Native),
-            };
-            for address in &peer.addresses {
-                build.claim((*address).into(), of_node, &peer.name);
-            }
-            for block in &peer.blocks {
-                build.claim(block.net(), of_block, &peer.name);
+        let others = |slices: &'_ BTreeMap<String, Vec<Node>>| {
+            let nodes = slices.values().flatten();
+            nodes
+                .filter(|peer| peer.name != self.name)
+                .cloned()
+                .collect::<Vec<Node>>()
+        };
+        let told = others(&self.slices);
+        for peer in &told {
+            build.add(peer);
+        }
+        let names: BTreeSet<&NodeName> = told.iter().map(|peer| &peer.name).collect();
+        for peer in &others(&self.lost) {
+            if !names.contains(&peer.name) && build.has_room_for(peer) {
+                build.add(peer);
             }
         }
         let native = build
@@ -213,7 +226,7 @@ impl Index {
             pod_cidrs,
             non_masquerade,
             prefixes: build.prefixes,
-            nodes,
+            nodes: build.nodes,
         };
         Some((desired, build.conflicts))
     }
@@ -225,29 +238,64 @@ impl Index {
 struct Build {
     prefixes: BTreeMap<Ipv4Net, Prefix>,
     owners: BTreeMap<Ipv4Net, NodeName>,
+    /// Underlay addresses of other nodes.
+    nodes: BTreeSet<Ipv4Addr>,
     conflicts: Vec<Conflict>,
 }
 
 impl Build {
+    /// Adds another node, what is its own and how it is reached.
+    fn add(&mut self, peer: &Node) {
+        let Some(&underlay) = peer.addresses.first() else {
+            return;
+        };
+        let (of_node, of_block) = match peer.routing {
+            Routing::Overlay => {
+                self.nodes.extend(peer.addresses.iter().copied());
+                (Prefix::RemoteNode { underlay }, Prefix::RemoteBlock { underlay })
+            }
+            // The node's own address too: its bridge may give it to what its pods send.
+            Routing::Native => (Prefix::Native, Prefix::Native),
+        };
+        for address in &peer.addresses {
+            self.claim((*address).into(), of_node, &peer.name);
+        }
+        for block in &peer.blocks {
+            self.claim(block.net(), of_block, &peer.name);
+        }
+    }
+
+    /// Whether nobody else has anything of what a node had.
+    fn has_room_for(&self, peer: &Node) -> bool {
+        let addresses = peer.addresses.iter().map(|address| (*address).into());
+        let mut prefixes = addresses.chain(peer.blocks.iter().map(|block| block.net()));
+        prefixes.all(|prefix| self.clash(prefix, &peer.name).is_none())
+    }
+
     /// Gives `prefix` to `owner` unless its addresses are somebody else's: two nodes never share a block, and
     /// a slice that says so must not move traffic of the one who had it.
     fn claim(&mut self, prefix: Ipv4Net, value: Prefix, owner: &NodeName) {
-        let below = self.owners.range(..=prefix).next_back();
-        let above = self.owners.range(prefix..).next();
-        let clash = below
-            .into_iter()
-            .chain(above)
-            .find(|(held, holder)| *holder != owner && (held.contains(&prefix) || prefix.contains(*held)));
-        if let Some((_, kept)) = clash {
+        if let Some(kept) = self.clash(prefix, owner).cloned() {
             self.conflicts.push(Conflict {
                 prefix,
-                kept: kept.clone(),
+                kept,
                 refused: owner.clone(),
             });
             return;
         }
         self.owners.insert(prefix, owner.clone());
         self.prefixes.insert(prefix, value);
+    }
+
+    /// Who else has addresses of `prefix`.
+    fn clash(&self, prefix: Ipv4Net, owner: &NodeName) -> Option<&NodeName> {
+        let below = self.owners.range(..=prefix).next_back();
+        let above = self.owners.range(prefix..).next();
+        below
+            .into_iter()
+            .chain(above)
+            .find(|(held, holder)| *holder != owner && (held.contains(&prefix) || prefix.contains(*held)))
+            .map(|(_, holder)| holder)
     }
 }
 

@@ -51,10 +51,10 @@ fn index() -> Index {
     );
     index.set_slice(
         "s0",
-        Some(vec![
+        vec![
             peer("n1", "10.224.0.4", &["10.244.0.0/24"]),
             peer("n2", "10.224.0.5", &["10.244.1.0/24"]),
-        ]),
+        ],
     );
     for source in Source::ALL {
         index.listed(source);
@@ -130,7 +130,7 @@ fn blocks_given_to_an_earlier_node_of_the_same_name_are_not_used() {
 fn a_block_claimed_twice_stays_with_its_first_owner_and_is_reported() {
     for claimed in ["10.244.0.0/24", "10.244.0.128/25", "10.244.0.0/23"] {
         let mut index = index();
-        index.set_slice("s1", Some(vec![peer("n3", "10.224.0.6", &[claimed])]));
+        index.set_slice("s1", vec![peer("n3", "10.224.0.6", &[claimed])]);
         let (desired, conflicts) = index.desired().unwrap();
         assert_eq!(
             conflicts,
@@ -171,7 +171,7 @@ fn a_node_that_is_not_on_weft_is_reached_without_tunnel_and_translation() {
         routing: Routing::Native,
         ..peer("n3", "10.224.0.6", &["10.244.2.0/24"])
     };
-    index.set_slice("s1", Some(vec![legacy]));
+    index.set_slice("s1", vec![legacy]);
     let (desired, conflicts) = index.desired().unwrap();
     assert_eq!(conflicts, []);
     let native = [net("10.224.0.6/32"), net("10.244.2.0/24")];
@@ -201,11 +201,49 @@ fn a_pool_that_is_one_block_is_that_nodes_block() {
 }
 
 #[test]
-fn a_relist_forgets_what_is_gone() {
+fn a_relist_loses_what_is_gone() {
     let mut index = index();
-    index.set_slice("s1", Some(vec![peer("n3", "10.224.0.6", &["10.244.2.0/24"])]));
+    index.set_slice("s1", vec![peer("n3", "10.224.0.6", &["10.244.2.0/24"])]);
     index.retain_slices(&["s0".to_owned()].into());
+    assert_eq!(index.lost_slices().collect::<Vec<_>>(), ["s1"]);
+    index.forget_slice("s1");
     let (desired, _) = index.desired().unwrap();
     assert_eq!(desired.prefixes.get(&net("10.244.2.0/24")), None);
     assert_eq!(desired.nodes, [ip("10.224.0.5")].into());
+}
+
+#[test]
+fn what_a_lost_slice_said_counts_until_it_is_contradicted_or_forgotten() {
+    let reached = |index: &Index| {
+        let (desired, conflicts) = index.desired().unwrap();
+        assert_eq!(conflicts, []);
+        let nodes: Vec<String> = desired.nodes.iter().map(ToString::to_string).collect();
+        (
+            nodes.join(" "),
+            desired.prefixes.get(&net("10.244.1.0/24")).copied(),
+        )
+    };
+    let remote = |underlay: &str| {
+        Some(Prefix::RemoteBlock {
+            underlay: underlay.parse().unwrap(),
+        })
+    };
+    let before = ("10.224.0.5".to_owned(), remote("10.224.0.5"));
+
+    let mut index = index();
+    index.lose_slice("s0");
+    assert_eq!(reached(&index), before);
+    // An operator packs the same node into another slice, with another address.
+    index.set_slice("s1", vec![peer("n2", "10.224.0.9", &["10.244.1.0/24"])]);
+    assert_eq!(reached(&index), ("10.224.0.9".to_owned(), remote("10.224.0.9")));
+    // Or its block is another's by now.
+    index.set_slice("s1", vec![peer("n3", "10.224.0.6", &["10.244.1.0/24"])]);
+    assert_eq!(reached(&index), ("10.224.0.6".to_owned(), remote("10.224.0.6")));
+    // Or it comes back as it was.
+    index.set_slice("s1", vec![]);
+    index.set_slice("s0", vec![peer("n2", "10.224.0.5", &["10.244.1.0/24"])]);
+    assert_eq!((reached(&index), index.lost_slices().count()), (before, 0));
+    index.lose_slice("s0");
+    index.forget_slice("s0");
+    assert_eq!(reached(&index), (String::new(), None));
 }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use weft_ipam::LedgerError;
 use weft_kernel::bpf::{Datapath, Fingerprint, Print};
 use weft_kernel::ipsec::{Ipsec, Policies};
 use weft_kernel::nft::NftMonitor;
@@ -245,6 +246,10 @@ pub fn run<K: PodKernel>(keeper: Keeper<K>, wakes: &Receiver<Wake>) {
                 Readiness::Ready { mtu }
             }
             Err(error) => {
+                if let Err(LedgerError::Damaged { .. }) = pods.ledger().stats() {
+                    tracing::error!("the ledger is damaged: this agent ends, the next one makes it anew");
+                    return;
+                }
                 tracing::error!(%error, "cannot bring the node's network up to date, trying again");
                 (failures, full_at) = (failures + 1, Instant::now() + RETRY);
                 if failures == 1 && matches!(*readiness.borrow(), Readiness::Ready { .. }) {

@@ -33,6 +33,7 @@ mod wiring;
 
 use crate::audit::Desk;
 use crate::configuration::Configuration;
+use crate::desired::Desired;
 use crate::keep::{Findings, Keeper, Wake};
 use crate::metrics::{Metrics, Totals};
 use crate::node::{NodeNet, Readiness, Settings};
@@ -42,6 +43,7 @@ use crate::probe::Probe;
 use crate::saved::Saved;
 use crate::wiring::{PodKernel, Wiring};
 use anyhow::Context;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
@@ -52,7 +54,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
 use weft_cni::install::{CONF_NAME, Chained, ConfName};
 use weft_cni::intent::Intents;
-use weft_ipam::{Ledger, Recovery, SystemClock};
+use weft_ipam::{Ledger, LedgerError, Recovery, SystemClock};
 use weft_kernel::bpf::{ABI_VERSION, Counters, Datapath, Options};
 use weft_model::{NodeName, TransportChoice, UserError, codes};
 
@@ -172,8 +174,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         why: "the first answer of the Kubernetes API".into(),
     });
 
-    let (ledger, recovery) = open_ledger(&args)?;
     let wiring = Wiring::new(Arc::clone(&datapath));
+    let saved = Saved::open(&args.state_dir);
+    let Opened {
+        ledger,
+        recovery,
+        damage,
+    } = open_ledger(&args, &wiring, saved.last().map(|last| &**last))?;
     recover(&wiring, &ledger, &recovery);
     let intents = Intents::at(args.intent_dir());
     let (waker, wakes) = mpsc::channel();
@@ -218,7 +225,6 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     })?;
 
     let client = weft_api::client(weft_api::config(args.kubeconfig.as_deref(), None).await?)?;
-    let saved = Saved::open(&args.state_dir);
     let (view, mut views) = channel::channel(watch::View {
         desired: None,
         waiting_for: "the first answer of the Kubernetes API".into(),
@@ -260,6 +266,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         readiness.clone(),
         found,
         told,
+        damage,
     ));
     serve_metrics(args.metrics_address, metrics, readiness).await;
 
@@ -295,10 +302,48 @@ impl Drop for Vital {
     }
 }
 
-fn open_ledger(args: &Args) -> anyhow::Result<(Ledger, Recovery)> {
+/// The ledger, and what came of opening it.
+struct Opened {
+    ledger: Ledger,
+    recovery: Recovery,
+    /// That it was damaged and made anew, in words.
+    damage: Option<String>,
+}
+
+/// Opens the ledger. One that is damaged as a whole is set aside, and made anew from the pods that are attached and the
+/// blocks of the `last` wish: refusing would leave the node without new pods until somebody looks, and starting empty
+/// would give the addresses of running pods to others.
+fn open_ledger(args: &Args, wiring: &Wiring, last: Option<&Desired>) -> anyhow::Result<Opened> {
     let clock = SystemClock::read(&args.boot_id)
         .with_context(|| format!("read the boot ID in {}", args.boot_id.display()))?;
-    Ok(Ledger::open(&args.state_dir.join(LEDGER), Arc::new(clock)).map_err(UserError::from)?)
+    let (path, clock) = (args.state_dir.join(LEDGER), Arc::new(clock));
+    let opened = Ledger::open(&path, clock.clone());
+    let Err(LedgerError::Damaged { reason, .. }) = opened else {
+        let (ledger, recovery) = opened.map_err(UserError::from)?;
+        return Ok(Opened {
+            ledger,
+            recovery,
+            damage: None,
+        });
+    };
+    let found = wiring.found().context("look for pods that are attached")?;
+    let attached: BTreeSet<_> = found.iter().map(|found| &found.key).collect();
+    let attached = attached.len();
+    let retiring = last.map_or_else(Vec::new, |last| last.retiring.clone());
+    let mut serving = last.map_or_else(Vec::new, |last| last.blocks.clone());
+    serving.retain(|block| !retiring.contains(block));
+    let aside = Ledger::rebuild(&path, clock.clone(), serving, retiring, found).map_err(UserError::from)?;
+    let damage = format!(
+        "the ledger was damaged ({reason}), set aside as {} and made anew from {attached} attached pods",
+        aside.display()
+    );
+    tracing::error!(code = %codes::LEDGER_CORRUPT, "{damage}");
+    let (ledger, recovery) = Ledger::open(&path, clock).map_err(UserError::from)?;
+    Ok(Opened {
+        ledger,
+        recovery,
+        damage: Some(damage),
+    })
 }
 
 /// Takes out of the kernel what an earlier agent left half done, and gives back what did not survive a reboot.

@@ -62,6 +62,7 @@ pub async fn run<K: PodKernel>(
     mut readiness: watch::Receiver<Readiness>,
     mut findings: watch::Receiver<Findings>,
     mut listed: watch::Receiver<Option<NodeNetworkStatus>>,
+    damage: Option<String>,
 ) {
     let api: Api<NodeNetwork> = Api::all(client);
     let mut written: Option<Report> = None;
@@ -104,6 +105,7 @@ pub async fn run<K: PodKernel>(
                     overlap.map(routes_said),
                     selection.as_ref().map(transport_said),
                     configuration_said(configuration),
+                    damage.clone().map(ledger_said),
                 ]
                 .into_iter()
                 .flatten()
@@ -236,6 +238,16 @@ fn transport_said(selection: &Selection) -> Said {
     }
 }
 
+/// Said until the agent starts the next time.
+fn ledger_said(damage: String) -> Said {
+    Said {
+        type_: "LedgerIntact",
+        status: "False",
+        reason: "Rebuilt",
+        message: damage,
+    }
+}
+
 /// Nothing where no configuration is kept: it is not the agent's business then.
 fn configuration_said(state: configuration::State) -> Option<Said> {
     use configuration::State;
@@ -307,6 +319,7 @@ fn counts(stats: &Stats) -> AddressCounts {
         capacity: sum(|block| block.block.size().addresses()),
         used: sum(|block| block.reserved + block.active),
         cooling: sum(|block| block.cooling),
+        quarantined: sum(|block| block.quarantined),
     }
 }
 

@@ -12,12 +12,12 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use weft_api::{NodeNetwork, NodeNetworkStatus, NodeSlice, PodPool};
 use weft_model::{Node, NodeName};
 
@@ -25,6 +25,9 @@ use weft_model::{Node, NodeName};
 const BURST: usize = 4096;
 /// Changes of other nodes come in company: one that is replaced goes and comes.
 const GATHER: Duration = Duration::from_millis(100);
+/// How long the nodes of a slice that is gone count all the same: an operator that leads writes the slice anew at once,
+/// another one leads within 17 s, and what is another node's by then is no longer theirs anyhow.
+const LOST: Duration = Duration::from_secs(30);
 /// How long the API may take for its first answers before the agent goes on from what it knew.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -69,6 +72,7 @@ pub async fn run(
         saved,
         silent: false,
         compiled: false,
+        forget_at: BTreeMap::new(),
     };
     let own = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let all = watcher::Config::default();
@@ -99,7 +103,10 @@ pub async fn run(
                 }
             }
             () = &mut patience, if !state.silent => state.silent = true,
+            () = sleep_until(state.forget_at.values().min().copied().unwrap_or_else(Instant::now)),
+                if !state.forget_at.is_empty() => {}
         }
+        state.forget_lost(Instant::now());
         view.send_if_modified(|current| state.publish(current));
     }
 }
@@ -134,6 +141,8 @@ struct State {
     silent: bool,
     /// Whether the API has told everything once.
     compiled: bool,
+    /// When slices that are gone are forgotten.
+    forget_at: BTreeMap<String, Instant>,
 }
 
 // === impl Update ===
@@ -185,8 +194,9 @@ impl State {
                     Err(error) => tracing::error!(pool = name, %error, "ignoring an invalid PodPool"),
                 },
             }),
-            Update::Slice(event) => self.event(Source::Slices, event, |index, name, slice| {
-                index.set_slice(name, slice.map(|slice| nodes(name, &slice)));
+            Update::Slice(event) => self.event(Source::Slices, event, |index, name, slice| match slice {
+                Some(slice) => index.set_slice(name, nodes(name, &slice)),
+                None => index.lose_slice(name),
             }),
             Update::Failed => self.silent = true,
         }
@@ -225,6 +235,19 @@ impl State {
                 set(&mut self.index, &name, Some(object));
             }
             Event::Delete(object) => set(&mut self.index, &object.name_any(), None),
+        }
+    }
+
+    /// Forgets slices that have been gone for long enough.
+    fn forget_lost(&mut self, now: Instant) {
+        let lost: BTreeSet<String> = self.index.lost_slices().map(str::to_owned).collect();
+        self.forget_at.retain(|name, _| lost.contains(name));
+        for name in lost {
+            let at = *self.forget_at.entry(name.clone()).or_insert(now + LOST);
+            if at <= now {
+                self.index.forget_slice(&name);
+                self.forget_at.remove(&name);
+            }
         }
     }
 

@@ -160,7 +160,7 @@ async fn an_api_that_is_away_changes_nothing_and_is_caught_up_with() {
 }
 
 #[tokio::test]
-async fn what_went_while_the_history_was_compacted_is_forgotten() {
+async fn what_went_while_the_history_was_compacted_gives_way_to_whoever_comes() {
     let mut bed = Bed::new().await;
     bed.slice("s1", "n3", "10.224.0.6", "10.244.2.0/24").await;
     bed.start(None);
@@ -172,11 +172,40 @@ async fn what_went_while_the_history_was_compacted_is_forgotten() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     bed.server.faults().refuse_requests(false);
     bed.delete::<NodeSlice>("s0").await;
+    bed.slice("s2", "n4", "10.224.0.7", "10.244.1.0/24").await;
     bed.server.compact();
-    let after = bed
-        .until(|desired| !reaches("10.224.0.5")(desired) && reaches("10.224.0.6")(desired))
-        .await;
+    let after = bed.until(reaches("10.224.0.7")).await;
+    assert!(!reaches("10.224.0.5")(&after) && reaches("10.224.0.6")(&after));
     assert_eq!(after.blocks.len(), 1);
+}
+
+#[tokio::test]
+async fn a_slice_that_is_gone_is_forgotten_after_its_time() {
+    let mut state = State {
+        index: Index::new("n1".parse().unwrap()),
+        seen: BTreeSet::new(),
+        conflicts: Vec::new(),
+        saved: None,
+        silent: false,
+        compiled: false,
+        forget_at: BTreeMap::new(),
+    };
+    let (now, moment) = (Instant::now(), Duration::from_millis(1));
+    let lost = |state: &State| state.index.lost_slices().count();
+    for _ in 0..2 {
+        state.index.set_slice("s0", vec![]);
+        state.index.lose_slice("s0");
+        state.forget_lost(now);
+        state.forget_lost(now + LOST - moment);
+        assert_eq!(lost(&state), 1);
+        state.index.set_slice("s0", vec![]);
+        state.forget_lost(now + LOST - moment);
+        state.index.lose_slice("s0");
+        state.forget_lost(now + LOST);
+        assert_eq!(lost(&state), 1, "its time began anew");
+        state.forget_lost(now + 2 * LOST);
+        assert_eq!(lost(&state), 0);
+    }
 }
 
 #[tokio::test]

@@ -13,11 +13,14 @@ mod reaper;
 use self::reaper::Reaper;
 use crate::node::{lock, no_ipv6};
 use crate::pass::Pass;
+use crate::probe;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use weft_ipam::ledger::Found;
 use weft_kernel::NetNs;
 use weft_kernel::bpf::{Datapath, Endpoint, Program};
 use weft_kernel::rtnl::{Address, Link, LinkSpec, Neighbour, Route, RouteFilter, Rtnl};
@@ -117,7 +120,7 @@ impl Attachment {
 
     /// Ethernet address of the node's end.
     pub fn host_mac(&self) -> Mac {
-        mac(0x0e, self.address)
+        host_mac(self.address)
     }
 
     /// Whether the node's end is not as it should be: down, or with another MTU or Ethernet address.
@@ -187,6 +190,37 @@ impl Wiring {
             adopted: AtomicBool::new(false),
             reaper: Reaper::new(),
         }
+    }
+
+    /// What is attached by the kernel's own account: every pod's interface, with each address that is routed to it or
+    /// that its Ethernet address was derived from.
+    ///
+    /// # Errors
+    /// The kernel can't be read.
+    pub fn found(&self) -> Result<Vec<Found>, WiringError> {
+        let mut node = Rtnl::open()?;
+        let routes = node.routes(RouteFilter::own())?;
+        let mut found = Vec::new();
+        for link in node.links()?.iter().filter(|link| !reaper::is_doomed(link)) {
+            let Some(key) = link.alias.as_deref().and_then(key_of_alias) else {
+                continue;
+            };
+            if key.container_id() == probe::CONTAINER {
+                continue;
+            }
+            let routed = routes.iter().filter(|route| route.oif == Some(link.index));
+            let routed = routed.filter_map(|route| match route.dst {
+                ipnet::IpNet::V4(net) if net.prefix_len() == 32 => Some(net.addr()),
+                _ => None,
+            });
+            let addresses: BTreeSet<Ipv4Addr> = routed.chain(link.mac.and_then(address_of)).collect();
+            found.extend(addresses.into_iter().map(|address| Found {
+                key: key.clone(),
+                address,
+                host_if_name: link.name.clone(),
+            }));
+        }
+        Ok(found)
     }
 
     fn make(&self, attachment: &Attachment, netns: &NetNs, mtu: u32) -> Result<(), WiringError> {
@@ -508,6 +542,17 @@ pub fn pod_mac(address: Ipv4Addr) -> Mac {
     mac(0x0a, address)
 }
 
+/// The address that the Ethernet address of a node's end was derived from.
+fn address_of(mac: Mac) -> Option<Ipv4Addr> {
+    let [_, _, a, b, c, d] = mac.octets();
+    let address = Ipv4Addr::new(a, b, c, d);
+    (mac == host_mac(address)).then_some(address)
+}
+
+fn host_mac(address: Ipv4Addr) -> Mac {
+    mac(0x0e, address)
+}
+
 fn mac(first: u8, address: Ipv4Addr) -> Mac {
     let [a, b, c, d] = address.octets();
     Mac([first, 0x57, a, b, c, d])
@@ -551,6 +596,8 @@ mod tests {
         }
         assert_eq!(attachment.pod_mac().to_string(), "0a:57:0a:f4:01:07");
         assert_eq!(attachment.host_mac().to_string(), "0e:57:0a:f4:01:07");
+        assert_eq!(address_of(attachment.host_mac()), Some(attachment.address));
+        assert_eq!(address_of(attachment.pod_mac()), None);
     }
 }
 

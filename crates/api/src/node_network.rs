@@ -173,6 +173,13 @@ pub struct AddressCounts {
     pub used: u32,
     /// Addresses that rest after their pod is gone, at least 130 seconds.
     pub cooling: u32,
+    /// Addresses that nobody gets, because more than one claimed them or what was noted of them can't be read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub quarantined: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// How packets to pods of other nodes leave a node. Both kinds understand each other.

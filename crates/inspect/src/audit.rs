@@ -86,6 +86,13 @@ fn contradicting(seen: &Snapshot, addresses: &[PodAddress]) -> Vec<Finding> {
 
 /// Pods that the API and the node's ledger don't agree on.
 fn unlike_its_node(node: &NodeAudit, addresses: &[PodAddress], pods: &[Pod]) -> Vec<Finding> {
+    // Of attachments that were found when a ledger was made anew no pod is known.
+    let nameless: BTreeSet<Ipv4Addr> = node
+        .held
+        .iter()
+        .filter(|held| held.pod.is_none())
+        .map(|held| held.address)
+        .collect();
     let held: BTreeSet<(Ipv4Addr, &str)> = node
         .held
         .iter()
@@ -104,7 +111,11 @@ fn unlike_its_node(node: &NodeAudit, addresses: &[PodAddress], pods: &[Pod]) -> 
         .collect();
     let unheld = addresses
         .iter()
-        .filter(|at| at.pod.node == node.node && !held.contains(&(at.address, at.pod.to_string().as_str())))
+        .filter(|at| {
+            at.pod.node == node.node
+                && !nameless.contains(&at.address)
+                && !held.contains(&(at.address, at.pod.to_string().as_str()))
+        })
         .map(|at| Finding {
             kind: FindingKind::Object,
             what: format!(

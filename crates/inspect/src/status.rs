@@ -285,6 +285,18 @@ fn node(name: &str, node: &Node, network: Option<&NodeNetwork>) -> NodeState {
     if let Some(refused) = transport.filter(|said| said.status == "False") {
         problems.push(refused.message.clone());
     }
+    if addresses.quarantined > 0 {
+        problems.push(format!(
+            "{} of its addresses are quarantined, which nobody gets: weft audit says why",
+            addresses.quarantined
+        ));
+    }
+    if let Some(damaged) = status
+        .and_then(|status| condition(&status.conditions, "LedgerIntact"))
+        .filter(|intact| intact.status == "False")
+    {
+        problems.push(damaged.message.clone());
+    }
     NodeState {
         name: name.to_owned(),
         ready,

@@ -264,7 +264,7 @@ catalogue! {
     NO_SUCH_ATTACHMENT = 1305, "no such attachment",
         "The ledger of this node has no record of this container ID and interface.";
     LEDGER_CORRUPT = 1306, "ledger is damaged",
-        "The file that records which pod has which address can't be read. Without it an address could be given out twice, so the agent does not serve new pods; running pods go on. Keep the file for a report. If all pods of the node may be restarted: drain the node, move the file away, restart the agent.";
+        "The file that records which pod has which address can't be read. The agent keeps it beside the new one, which it makes from the pods that are attached to the node; all other addresses of the node's blocks rest for 130 seconds, and new pods get addresses of a further block meanwhile. Running pods go on. Send the file with a report: the message names it.";
     LEDGER_LOCKED = 1307, "ledger is in use",
         "Another process has the ledger open. One agent runs per node.";
     LEDGER_IO = 1308, "ledger can't be read or written",

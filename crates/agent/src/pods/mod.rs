@@ -377,7 +377,8 @@ impl<K: PodKernel> Pods<K> {
         for (Attachment { key, .. }, owner) in self.owners()? {
             // The list is of one network's attachments; those of another one served by this agent are not on it.
             let stays = match &valid {
-                Some(valid) => valid.contains(&key) || owner != network,
+                // Of which network those are that were found when the ledger was made anew, nobody knows.
+                Some(valid) => valid.contains(&key) || (owner != network && !owner.is_empty()),
                 None => live.contains(&key),
             };
             if stays {

@@ -1,8 +1,8 @@
 //! A lab node, and sandboxes that tests attach to it as a container runtime does.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::net::Ipv4Addr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -49,8 +49,14 @@ impl Bed {
 
     /// The nodes of a cluster of two.
     pub(crate) fn pair(label: &str) -> [Self; 2] {
+        Self::pair_with(label, &[])
+    }
+
+    /// The same for a cluster made with further flags.
+    pub(crate) fn pair_with(label: &str, flags: &[&str]) -> [Self; 2] {
         let name = Arc::new(Name::new(label));
-        weft_ok(&["lab", "create", name.as_str(), "--node-count", "2"]);
+        let create = ["lab", "create", name.as_str(), "--node-count", "2"];
+        weft_ok(&[&create, flags].concat());
         ["node-1", "node-2"].map(|node_name| Self {
             name: Arc::clone(&name),
             node_name,
@@ -121,6 +127,36 @@ impl Bed {
         Sandbox {
             id: format!("{}-{}-{label}", self.lab(), self.node_name),
             netns,
+        }
+    }
+
+    /// How the cluster is, healthy or not.
+    pub(crate) fn status(&self) -> Value {
+        let output = weft(&["lab", "status", self.lab(), "-o", "json"]);
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// Asks the cluster's API, without a client that knows better; `null` where it answers with an error.
+    pub(crate) fn api(&self, method: &str, path: &str) -> Value {
+        let status = self.status();
+        let server = status["api"]
+            .as_str()
+            .expect("a URL")
+            .trim_start_matches("http://")
+            .to_owned();
+        let mut stream = TcpStream::connect(server).expect("the API listens");
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nAccept: application/json\r\n\r\n"
+        )
+        .expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
+        if head.split(' ').nth(1).is_some_and(|code| code.starts_with('2')) {
+            serde_json::from_str(body).expect("JSON")
+        } else {
+            Value::Null
         }
     }
 

@@ -21,6 +21,7 @@ pub(crate) enum Invariant {
     ValidAnswer,
     Connections,
     Restart,
+    Lost,
     Checks,
     Convergence,
     /// Not an invariant: how often something was killed.
@@ -42,6 +43,7 @@ impl Invariant {
             Self::Connections => "established connections survive the agent",
             Self::Checks => "`weft lab check` passes during and after a fault",
             Self::Convergence => "after a fault everything agrees again by itself",
+            Self::Lost => "no datagram is lost while agents are replaced",
             Self::Restart => "agents replaced under traffic; longest gap",
             Self::ValidAnswer => "the plugin's answer is one valid CNI object",
         }

@@ -5,6 +5,7 @@
 mod bed;
 mod delete;
 mod invariants;
+mod lost;
 mod repair;
 mod restart;
 #[path = "../lab/support.rs"]

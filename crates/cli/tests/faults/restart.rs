@@ -173,6 +173,10 @@ fn under_traffic(label: &str, how: impl Fn(u32) -> (Signal, Option<u32>)) {
     let resets = direct.resets + translated.resets;
     Invariant::Restart.took(resets == 0, direct.silence.max(translated.silence));
     Invariant::Connections.count(CONNECTIONS, resets);
+    Invariant::Lost.count(
+        usize::try_from(direct.arrived + direct.lost).expect("less than memory"),
+        usize::try_from(direct.lost).expect("less than memory"),
+    );
     assert_eq!(resets, 0, "connections ended");
     // Generous: this machine may be busy with others. What it was is in the table.
     assert!(direct.gap < Duration::from_secs(2), "{direct:?}");

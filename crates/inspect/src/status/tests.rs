@@ -230,3 +230,26 @@ fn the_schema_for_programs_stays() {
         })
     );
 }
+
+#[test]
+fn quarantined_addresses_and_a_ledger_made_anew_are_told_of_a_node_that_serves() {
+    let mut seen = healthy();
+    let mut network = network("b", "10.244.1.0/24", 0);
+    network["status"]["addresses"]["quarantined"] = json!(2);
+    let damaged = condition("LedgerIntact", "False", "the ledger was damaged and made anew");
+    network["status"]["conditions"]
+        .as_array_mut()
+        .unwrap()
+        .push(damaged);
+    seen.networks[1] = object(network);
+    let status = assess(&seen);
+    assert!(status.nodes[1].ready);
+    assert_eq!(
+        status.nodes[1].problems,
+        [
+            "2 of its addresses are quarantined, which nobody gets: weft audit says why",
+            "the ledger was damaged and made anew",
+        ]
+    );
+    assert_eq!(status.verdict, Verdict::Degraded);
+}

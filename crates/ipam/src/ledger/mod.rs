@@ -23,7 +23,7 @@ mod writer;
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +76,17 @@ pub struct BlockChange {
     pub lingering: Vec<Block>,
 }
 
+/// An attachment that was found where it is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// (container ID, interface name)
+    pub key: AttachmentKey,
+    /// An address that is its own by what was found.
+    pub address: Ipv4Addr,
+    /// The host's end of the pod's veth pair.
+    pub host_if_name: String,
+}
+
 /// The addresses of all blocks, counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -115,6 +126,31 @@ impl Ledger {
     pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<(Self, Recovery), LedgerError> {
         let file = path.to_owned();
         Self::open_with(path, clock, Box::new(move || open_file(&file)))
+    }
+
+    /// Puts a new ledger in the place of a damaged one, which is kept beside it; returns where.
+    ///
+    /// The new one has the attachments that were found. An address that two of them have is quarantined. All other
+    /// addresses of the blocks cool: who had them last, and until when, nobody knows any more. Whatever ends this at any
+    /// moment leaves the damaged ledger in its place, or the new one, whole.
+    ///
+    /// # Errors
+    /// [`LedgerError::OverlappingBlocks`], and failures to write: the damaged ledger is where it was.
+    pub fn rebuild(
+        path: &Path,
+        clock: Arc<dyn Clock>,
+        serving: Vec<Block>,
+        retiring: Vec<Block>,
+        found: Vec<Found>,
+    ) -> Result<PathBuf, LedgerError> {
+        let draft = path.with_extension("rebuilt");
+        store::remove_if_there(&draft)?;
+        let (ledger, _) = Self::open(&draft, clock)?;
+        ledger
+            .writer
+            .call(move |state, now| state.rebuild(&serving, &retiring, found, now))?;
+        drop(ledger);
+        store::replace_damaged(path, &draft)
     }
 
     /// Opens the ledger on a disk in memory.

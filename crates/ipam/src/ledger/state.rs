@@ -11,7 +11,7 @@ use weft_model::{AttachmentKey, Block, first_overlap};
 
 use super::error::LedgerError;
 use super::record::{Attachment, Details, Entry, Quarantined, Released};
-use super::{BlockChange, BlockStats, COOLING, Recovery, Stats};
+use super::{BlockChange, BlockStats, COOLING, Found, Recovery, Stats};
 use crate::clock::Moment;
 
 /// What the clock said when a batch of steps began.
@@ -134,6 +134,61 @@ impl State {
         recovery
     }
 
+    /// Fills a new ledger with what was found; see [`super::Ledger::rebuild`].
+    pub(super) fn rebuild(
+        &mut self,
+        serving: &[Block],
+        retiring: &[Block],
+        found: Vec<Found>,
+        now: &Now,
+    ) -> Result<(), LedgerError> {
+        self.set_blocks(serving, retiring, now)?;
+        for found in found {
+            self.adopt(found, now);
+        }
+        let blocks: Vec<Block> = self.blocks.iter().map(|held| held.block).collect();
+        for address in blocks.iter().flat_map(|block| block.addresses()) {
+            if !self.entries.contains_key(&address) {
+                self.cool(address, None, now);
+            }
+        }
+        self.index_free();
+        Ok(())
+    }
+
+    fn adopt(&mut self, found: Found, now: &Now) {
+        let Found {
+            key,
+            address,
+            host_if_name,
+        } = found;
+        let other = match (self.entries.get(&address), self.by_key.get(&key)) {
+            (Some(entry), _) => entry
+                .owner()
+                .map(|owner| format!("attachment {} has it too", owner.key)),
+            (None, Some(first)) => Some(format!("attachment {key} has {first} too")),
+            (None, None) => None,
+        };
+        if let Some(other) = other {
+            let owner = self.entries.get(&address).and_then(Entry::owner).cloned();
+            let reason = format!("found at {key} when a damaged ledger was made anew, but {other}");
+            self.put(address, Entry::Quarantined(Quarantined { reason, owner }));
+            return;
+        }
+        let attachment = Attachment {
+            key: key.clone(),
+            address,
+            details: Details {
+                host_if_name,
+                ..Details::default()
+            },
+            boot: now.moment.boot.clone(),
+            created_ms: millis(now.wall),
+        };
+        self.by_key.insert(key, address);
+        self.put(address, Entry::Active(attachment));
+    }
+
     /// What is to be written since the last call.
     pub(super) fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
@@ -229,13 +284,12 @@ impl State {
             Some(address) => address,
             None => self.take_rested(now)?,
         };
-        let created = now.wall.duration_since(SystemTime::UNIX_EPOCH);
         let attachment = Attachment {
             key: key.clone(),
             address,
             details,
             boot: now.moment.boot.clone(),
-            created_ms: created.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+            created_ms: millis(now.wall),
         };
         self.by_key.insert(key, address);
         self.put(address, Entry::Reserved(attachment));
@@ -466,6 +520,12 @@ impl State {
         released.sort_unstable();
         self.released = released.into_iter().map(|(_, address)| address).collect();
     }
+}
+
+/// Milliseconds since 1970.
+fn millis(wall: SystemTime) -> u64 {
+    let since = wall.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn has_rested(released: &Released, now: &Now) -> bool {

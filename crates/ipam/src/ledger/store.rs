@@ -192,6 +192,39 @@ fn create(path: &Path) -> Result<(), redb::Error> {
     Ok(())
 }
 
+/// Removes what an earlier try left.
+pub(super) fn remove_if_there(path: &Path) -> Result<(), LedgerError> {
+    match fs::remove_file(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(LedgerError::Io {
+            operation: "removing",
+            path: path.to_owned(),
+            cause: Arc::new(cause),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Puts `new` in the place of a damaged ledger, which gets a name that nothing has.
+pub(super) fn replace_damaged(path: &Path, new: &Path) -> Result<PathBuf, LedgerError> {
+    let replace = || -> io::Result<PathBuf> {
+        let aside = (1..)
+            .map(|number| path.with_extension(format!("damaged-{number}")))
+            .find_map(|aside| match fs::hard_link(path, &aside) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
+                linked => Some(linked.map(|()| aside)),
+            });
+        let aside = aside.unwrap_or_else(|| Err(io::ErrorKind::AlreadyExists.into()))?;
+        fs::rename(new, path)?;
+        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+        Ok(aside)
+    };
+    replace().map_err(|cause| LedgerError::Io {
+        operation: "setting aside ledger",
+        path: path.to_owned(),
+        cause: Arc::new(cause),
+    })
+}
+
 fn open_existing(path: &Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     OpenOptions::new()

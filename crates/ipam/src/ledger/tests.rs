@@ -563,3 +563,69 @@ fn an_empty_or_foreign_file_is_a_damaged_ledger_and_never_a_new_one() {
         assert_eq!(fs::read(fixture.path()).unwrap(), contents);
     }
 }
+
+#[test]
+fn a_damaged_ledger_is_kept_and_made_anew_from_what_is_attached() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("ledger.redb");
+    let clock = TestClock::new("boot-1");
+    let block: Block = "10.244.0.0/29".parse().unwrap();
+    let found = |id: &str, address: &str| Found {
+        key: AttachmentKey::new(id, "eth0").unwrap(),
+        address: address.parse().unwrap(),
+        host_if_name: format!("weft{id}"),
+    };
+    for (round, damage) in [&b""[..], b"garbage, which no ledger begins with"]
+        .into_iter()
+        .enumerate()
+    {
+        std::fs::write(&path, damage).unwrap();
+        std::fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let refused = Ledger::open(&path, clock.clone()).unwrap_err();
+        assert!(matches!(refused, LedgerError::Damaged { .. }), "{refused}");
+        let aside = Ledger::rebuild(
+            &path,
+            clock.clone(),
+            vec![block],
+            vec![],
+            vec![
+                found("a", "10.244.0.1"),
+                found("b", "10.244.0.2"),
+                found("c", "10.244.0.2"),
+                found("a", "10.244.0.3"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(aside, dir.path().join(format!("ledger.damaged-{}", round + 1)));
+        assert_eq!(std::fs::read(&aside).unwrap(), damage);
+
+        let (ledger, recovery) = Ledger::open(&path, clock.clone()).unwrap();
+        let quarantined: Vec<_> = recovery
+            .quarantined
+            .iter()
+            .map(|(address, _)| address.to_string())
+            .collect();
+        assert_eq!(quarantined, ["10.244.0.2", "10.244.0.3"]);
+        assert_eq!(recovery.undone, []);
+        let (address, entry) = ledger
+            .get(&AttachmentKey::new("a", "eth0").unwrap())
+            .unwrap()
+            .unwrap();
+        assert_eq!(address.to_string(), "10.244.0.1");
+        assert_eq!(entry.owner().unwrap().details.host_if_name, "wefta");
+        // Any of the others may have been somebody's a moment ago.
+        let stats = &ledger.stats().unwrap().blocks[0];
+        assert_eq!(
+            (stats.active, stats.quarantined, stats.cooling, stats.free),
+            (1, 2, 5, 0)
+        );
+        let next = AttachmentKey::new("d", "eth0").unwrap();
+        let full = ledger.reserve(next.clone(), Details::default()).unwrap_err();
+        assert!(matches!(full, LedgerError::Full { .. }), "{full}");
+        clock.advance(COOLING);
+        assert_eq!(
+            ledger.reserve(next, Details::default()).unwrap().to_string(),
+            "10.244.0.0"
+        );
+    }
+}
