@@ -262,11 +262,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         args.node_name.clone(),
         Arc::clone(&pods),
         Arc::clone(&metrics),
-        reported,
-        readiness.clone(),
-        found,
-        told,
-        damage,
+        report::Sources {
+            view: reported,
+            readiness: readiness.clone(),
+            findings: found,
+            listed: told,
+            damage,
+        },
     ));
     serve_metrics(args.metrics_address, metrics, readiness).await;
 

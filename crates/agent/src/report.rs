@@ -28,6 +28,18 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Addresses become free by the mere passing of time.
 const REFRESH: Duration = Duration::from_secs(30);
 
+/// Where the node's words come from.
+#[derive(Debug)]
+pub struct Sources {
+    pub view: watch::Receiver<View>,
+    pub readiness: watch::Receiver<Readiness>,
+    pub findings: watch::Receiver<Findings>,
+    /// What the API said of this when it was listed last.
+    pub listed: watch::Receiver<Option<NodeNetworkStatus>>,
+    /// That the ledger was damaged and made anew, in words.
+    pub damage: Option<String>,
+}
+
 /// What is written; compared so that nothing is written twice.
 #[derive(Clone, Debug, PartialEq)]
 struct Report {
@@ -58,12 +70,15 @@ pub async fn run<K: PodKernel>(
     node: NodeName,
     pods: Arc<Pods<K>>,
     metrics: Arc<Metrics>,
-    view: watch::Receiver<View>,
-    mut readiness: watch::Receiver<Readiness>,
-    mut findings: watch::Receiver<Findings>,
-    mut listed: watch::Receiver<Option<NodeNetworkStatus>>,
-    damage: Option<String>,
+    sources: Sources,
 ) {
+    let Sources {
+        view,
+        mut readiness,
+        mut findings,
+        mut listed,
+        damage,
+    } = sources;
     let api: Api<NodeNetwork> = Api::all(client);
     let mut written: Option<Report> = None;
     let mut since = Since::default();

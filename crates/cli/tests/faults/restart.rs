@@ -132,7 +132,7 @@ fn under_traffic(label: &str, how: impl Fn(u32) -> (Signal, Option<u32>)) {
     let direct = Traffic::start(&from, &to, CONNECTIONS / 2, None);
     let service = SocketAddr::from((SERVICE, crate::traffic::PORT));
     let translated = Traffic::start(&from, &to, CONNECTIONS / 2, Some(service));
-    let mut agents = beds.each_ref().map(|bed| Agent::instead(bed));
+    let mut agents = beds.each_ref().map(Agent::instead);
     direct.until_it_flows();
     translated.until_it_flows();
     // What noise there is without a fault.

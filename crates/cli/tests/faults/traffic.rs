@@ -100,7 +100,7 @@ impl Traffic {
         {
             let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
             threads.push(std::thread::spawn(move || {
-                receive(&receiver, began, &stop, &seen)
+                receive(&receiver, began, &stop, &seen);
             }));
         }
         {

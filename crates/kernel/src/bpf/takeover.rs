@@ -37,7 +37,7 @@ impl Datapath {
             let (Some(from), Some(mut to)) = (notes(&other.map(name))?, notes(&self.pins.map(name))?) else {
                 continue;
             };
-            for entry in from.iter() {
+            for entry in &from {
                 let (flow, value) = entry.context("read eBPF map", name)?;
                 added(to.insert(flow, value, NOEXIST)).context("write eBPF map", name)?;
             }
@@ -46,7 +46,7 @@ impl Datapath {
         let Some(endpoints): Option<ByAddress> = open(&path, Map::HashMap)? else {
             return Ok(());
         };
-        for entry in endpoints.iter() {
+        for entry in &endpoints {
             let (_, Raw(endpoint)) = entry.context("read eBPF map", path.display())?;
             if endpoint.has_stack_flows() {
                 self.flag_stack_flows(&endpoint)?;
