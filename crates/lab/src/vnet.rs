@@ -292,6 +292,7 @@ pub fn readdress(
     let uplink = rtnl.link_index(UPLINK)?;
     let address = |address| Address::new(uplink, Ipv4Net::new_assert(address, subnet.net().prefix_len()));
     rtnl.delete_address(&address(before))?;
+    rtnl.set_mac(uplink, mac_of(after))?;
     configure(&mut rtnl, subnet, after)?;
     switch.set_up(&*port_name(after), true)?;
     Ok(())
@@ -339,6 +340,7 @@ fn plug(switch: &mut Rtnl, port: &str, machine: &NetNs, subnet: Subnet, address:
             mtu: Some(MTU),
             up: true,
             netns: Some(machine),
+            mac: Some(mac_of(address)),
             ..LinkSpec::new(UPLINK)
         },
     )?;
@@ -347,6 +349,13 @@ fn plug(switch: &mut Rtnl, port: &str, machine: &NetNs, subnet: Subnet, address:
     let mut rtnl = Rtnl::open_in(machine)?;
     rtnl.set_up("lo", true)?;
     configure(&mut rtnl, subnet, address)
+}
+
+/// A machine's Ethernet address. Whoever has an address next is reached at once, also by those who spoke to the machine
+/// before it: a cloud's network answers ARP with one address for all.
+fn mac_of(address: Ipv4Addr) -> Mac {
+    let [a, b, c, d] = address.octets();
+    Mac([0x02, 0x4e, a, b, c, d])
 }
 
 /// Gives a machine's uplink an address, and the route to everywhere.

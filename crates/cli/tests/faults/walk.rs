@@ -111,6 +111,11 @@ impl Cluster {
     fn settled(&self) -> Result<(), String> {
         let output = weft(&["lab", "status", self.name.as_str(), "-o", "json"]);
         let status: Value = serde_json::from_slice(&output.stdout).map_err(|_| text(&output))?;
+        // What nodes are told of each other is what they are.
+        let network = weft(&["status", "--lab", self.name.as_str()]);
+        if !network.status.success() {
+            return Err(text(&network));
+        }
         let all = status["pods"]["running"] == PODS && status["pods"]["pending"] == 0;
         if output.status.success() && all {
             Ok(())
