@@ -69,7 +69,7 @@ fuzz_target!(|damage: Damage| {
             disk
         }
     };
-    let Ok((ledger, _)) = Ledger::open_on(&disk, Arc::new(SystemClock::new().expect("a boot id"))) else {
+    let Ok((ledger, _)) = Ledger::open_on(&disk, Arc::new(clock())) else {
         return;
     };
     let mut owners = HashMap::new();
@@ -100,8 +100,7 @@ fn whole() -> &'static Vec<u8> {
     static WHOLE: OnceLock<Vec<u8>> = OnceLock::new();
     WHOLE.get_or_init(|| {
         let disk = Disk::formatted();
-        let (ledger, _) = Ledger::open_on(&disk, Arc::new(SystemClock::new().expect("a boot id")))
-            .expect("an empty ledger");
+        let (ledger, _) = Ledger::open_on(&disk, Arc::new(clock())).expect("an empty ledger");
         let block = "10.244.0.0/26".parse().expect("a block");
         ledger.set_blocks(vec![block], Vec::new()).expect("a block");
         for number in 0..6 {
@@ -122,4 +121,8 @@ fn whole() -> &'static Vec<u8> {
         drop(ledger);
         disk.contents()
     })
+}
+
+fn clock() -> SystemClock {
+    SystemClock::read(SystemClock::BOOT_ID.as_ref()).expect("a boot id")
 }

@@ -308,10 +308,17 @@ impl Node {
         self.pods().set_blocks(&all, &retiring, None);
     }
 
+    /// What the ledger has. Looking can be the first to write what an earlier failure left in doubt, and a full disk
+    /// is so for one write.
+    fn entries(&self) -> Vec<(Ipv4Addr, Entry)> {
+        let ledger = self.pods().ledger();
+        ledger.list().or_else(|_| ledger.list()).unwrap()
+    }
+
     /// Everything every runtime was told is still so.
     fn verify(&self, runtimes: &mut [Runtime], when: &str) {
         let seed = self.seed;
-        let entries: BTreeMap<Ipv4Addr, Entry> = self.pods().ledger().list().unwrap().into_iter().collect();
+        let entries: BTreeMap<Ipv4Addr, Entry> = self.entries().into_iter().collect();
         let wired = self.kernel.wired();
         for runtime in runtimes {
             for (key, address) in &runtime.live {
@@ -356,7 +363,7 @@ impl Node {
         }
         let live: BTreeMap<AttachmentKey, Ipv4Addr> =
             runtimes.iter().flat_map(|runtime| runtime.live.clone()).collect();
-        let entries = self.pods().ledger().list().unwrap();
+        let entries = self.entries();
         let owned: BTreeMap<AttachmentKey, Ipv4Addr> = entries
             .iter()
             .filter_map(|(address, entry)| Some((entry.owner()?.key.clone(), *address)))
