@@ -1,6 +1,6 @@
 //! DEL never keeps a pod from ending, whatever the agent and the disk are like, and never takes the next owner's address.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use weft_kernel::rtnl::Rtnl;
 
@@ -74,6 +74,14 @@ fn del_succeeds_without_room_for_an_intent_and_the_address_comes_back() {
     eprintln!("given back after {took:?}");
     Invariant::NoLeak.count(1, audit.held().len());
     assert_eq!(audit.findings(), [""; 0]);
-    let links = bed.node().run(|| Rtnl::open().unwrap().links().unwrap()).unwrap();
-    assert!(links.iter().all(|link| link.alias.is_none()), "{links:?}");
+    // Interfaces go together, a moment after the DEL.
+    let named = || {
+        let links = bed.node().run(|| Rtnl::open().unwrap().links().unwrap()).unwrap();
+        links.into_iter().find(|link| link.alias.is_some())
+    };
+    let began = Instant::now();
+    while let Some(link) = named() {
+        assert!(began.elapsed() < Duration::from_secs(60), "{link:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
