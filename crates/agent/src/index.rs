@@ -161,6 +161,11 @@ impl Index {
         }
     }
 
+    /// The nodes of slices but this one.
+    fn others<'a>(&'a self, slices: &'a BTreeMap<String, Vec<Node>>) -> impl Iterator<Item = &'a Node> {
+        slices.values().flatten().filter(|peer| peer.name != self.name)
+    }
+
     /// Compiles what the kernel should hold. `None` while a source was never listed or the node has no address.
     pub fn desired(&self) -> Option<(Desired, Vec<Conflict>)> {
         if self.listed.len() < Source::ALL.len() {
@@ -182,19 +187,12 @@ impl Index {
             build.claim(block.net(), Prefix::LocalBlock, &self.name);
         }
         let mut non_masquerade = BTreeSet::new();
-        let others = |slices: &'_ BTreeMap<String, Vec<Node>>| {
-            let nodes = slices.values().flatten();
-            nodes
-                .filter(|peer| peer.name != self.name)
-                .cloned()
-                .collect::<Vec<Node>>()
-        };
-        let told = others(&self.slices);
+        let told: Vec<&Node> = self.others(&self.slices).collect();
         for peer in &told {
             build.add(peer);
         }
         let names: BTreeSet<&NodeName> = told.iter().map(|peer| &peer.name).collect();
-        for peer in &others(&self.lost) {
+        for peer in self.others(&self.lost) {
             if !names.contains(&peer.name) && build.has_room_for(peer) {
                 build.add(peer);
             }

@@ -397,15 +397,15 @@ fn watch_maps(events: &Sender<Wake>, datapath: &Mutex<Datapath>, maps: &Fingerpr
         thread::sleep(LOOK);
         // No event tells of what a router has said.
         let found = rtnl.as_mut().and_then(|rtnl| rtnl.learned_mtus().ok());
-        if found != std::mem::replace(&mut mtus, found.clone()) && events.send(Wake::Routes).is_err() {
+        if found != mtus && events.send(Wake::Routes).is_err() {
             return;
         }
+        mtus = found;
         let found = ipsec.as_mut().and_then(|ipsec| ipsec.policies().ok());
-        if std::mem::replace(&mut policies, found).is_some_and(|before| found != Some(before))
-            && events.send(Wake::Kernel).is_err()
-        {
+        if policies.is_some() && found != policies && events.send(Wake::Kernel).is_err() {
             return;
         }
+        policies = found;
         let now = {
             let datapath = lock(datapath);
             maps.read().map(|print| (datapath.writes(), print))

@@ -7,6 +7,7 @@
 //!   169.254.1.1 lladdr host end, permanent   10.244.1.7 lladdr pod end, permanent
 //! ```
 
+mod check;
 mod pass;
 mod reaper;
 
@@ -201,10 +202,8 @@ impl Wiring {
         let mut node = Rtnl::open()?;
         let routes = node.routes(RouteFilter::own())?;
         let mut found = Vec::new();
-        for link in node.links()?.iter().filter(|link| !reaper::is_doomed(link)) {
-            let Some(key) = link.alias.as_deref().and_then(key_of_alias) else {
-                continue;
-            };
+        for link in node.links()? {
+            let Some(key) = attached_by(&link) else { continue };
             if key.container_id() == probe::CONTAINER {
                 continue;
             }
@@ -355,63 +354,12 @@ impl PodKernel for Wiring {
         netns: &NetNs,
         mtu: u32,
     ) -> Result<Vec<Difference>, WiringError> {
-        let mut found = Differences::default();
-        let name = attachment.host_name();
-        let mut node = Rtnl::open()?;
-        match node.link(&name)? {
-            None => found.add(format!("interface {name} is missing on the node")),
-            Some(link) => {
-                owned(&link, attachment)?;
-                found.unless(link.up, || format!("interface {name} is down"));
-                found.equal(&format!("MTU of {name}"), link.mtu, host_mtu(mtu));
-                let routes = node.routes(RouteFilter {
-                    oif: Some(link.index),
-                    ..RouteFilter::default()
-                })?;
-                found.unless(routes.contains(&attachment.host_route(link.index, mtu)), || {
-                    format!(
-                        "route {}/32 dev {name} is missing on the node",
-                        attachment.address
-                    )
-                });
-                let neighbours = node.neighbours(Some(link.index))?;
-                found.unless(
-                    neighbours.contains(&attachment.host_neighbour(link.index)),
-                    || {
-                        format!(
-                            "permanent neighbour {} of {name} is missing on the node",
-                            attachment.address
-                        )
-                    },
-                );
-                let mut datapath = lock(&self.datapath);
-                let endpoint = datapath.endpoints().get(&attachment.ip())?;
-                found.unless(endpoint == Some(attachment.endpoint(link.index)), || {
-                    format!(
-                        "the datapath has another entry for {} than it should, or none",
-                        attachment.address
-                    )
-                });
-                let attached = datapath.attached_to(link.index)?;
-                for program in POD_PROGRAMS {
-                    found.unless(attached.contains(&program), || {
-                        format!("program {} is not attached to {name}", program.name())
-                    });
-                }
-            }
-        }
-        let in_pod = netns.run(|| inside(attachment, mtu))??;
-        found.0.extend(in_pod.0);
-        Ok(found.0)
+        self.differences(attachment, netns, mtu)
     }
 
     fn attached(&self) -> Result<Vec<AttachmentKey>, WiringError> {
         let links = Rtnl::open()?.links()?;
-        Ok(links
-            .iter()
-            .filter(|link| !reaper::is_doomed(link))
-            .filter_map(|link| link.alias.as_deref().and_then(key_of_alias))
-            .collect())
+        Ok(links.iter().filter_map(attached_by).collect())
     }
 
     fn pass(&self, attachments: &[Attachment], mtu: u32, pass: &mut Pass) -> Result<(), WiringError> {
@@ -421,70 +369,10 @@ impl PodKernel for Wiring {
 
 // === private ===
 
-#[derive(Default)]
-struct Differences(Vec<Difference>);
-
-impl Differences {
-    fn add(&mut self, what: String) {
-        self.0.push(Difference(what));
-    }
-
-    fn unless(&mut self, holds: bool, what: impl FnOnce() -> String) {
-        if !holds {
-            self.add(what());
-        }
-    }
-
-    fn equal<T: PartialEq + fmt::Display + Copy>(&mut self, what: &str, is: T, should: T) {
-        if is != should {
-            self.add(format!("{what} is {is} and should be {should}"));
-        }
-    }
-}
-
-/// The pod's side of CHECK; runs in the pod's namespace.
-fn inside(attachment: &Attachment, mtu: u32) -> Result<Differences, weft_kernel::Error> {
-    let mut found = Differences::default();
-    let name = attachment.pod_name();
-    let mut pod = Rtnl::open()?;
-    let Some(link) = pod.link(name)? else {
-        found.add(format!("interface {name} is missing in the pod"));
-        return Ok(found);
-    };
-    found.unless(link.up, || format!("interface {name} is down in the pod"));
-    found.unless(link.mac == Some(attachment.pod_mac()), || {
-        format!(
-            "{name} in the pod has another MAC address than {}",
-            attachment.pod_mac()
-        )
-    });
-    // A plugin later in the chain may have lowered the MTU on purpose; a higher one breaks large packets.
-    found.unless(link.mtu <= mtu, || {
-        format!("MTU of {name} in the pod is {} and should be {mtu}", link.mtu)
-    });
-    let addresses = pod.addresses(Some(link.index))?;
-    found.unless(
-        addresses.iter().any(|held| held.net.addr() == attachment.ip()),
-        || format!("{name} in the pod does not have {}", attachment.address),
-    );
-    let routes = pod.routes(RouteFilter {
-        oif: Some(link.index),
-        ..RouteFilter::default()
-    })?;
-    for route in Attachment::pod_routes(link.index) {
-        let there = routes
-            .iter()
-            .any(|held| (held.dst, held.gateway) == (route.dst, route.gateway));
-        found.unless(there, || match route.gateway {
-            Some(gateway) => format!("default route via {gateway} dev {name} is missing in the pod"),
-            None => format!("route {} dev {name} is missing in the pod", route.dst),
-        });
-    }
-    let neighbours = pod.neighbours(Some(link.index))?;
-    found.unless(neighbours.contains(&attachment.pod_neighbour(link.index)), || {
-        format!("permanent neighbour {GATEWAY} of {name} is missing in the pod")
-    });
-    Ok(found)
+/// Whose the link is, where it is the node's end of an attachment that is not about to go.
+fn attached_by(link: &Link) -> Option<AttachmentKey> {
+    let alias = link.alias.as_deref().filter(|_| !reaper::is_doomed(link));
+    alias.and_then(key_of_alias)
 }
 
 fn is_taken(created: &Result<(), weft_kernel::Error>) -> bool {

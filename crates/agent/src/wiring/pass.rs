@@ -1,7 +1,7 @@
 //! The node's side of all attachments, compared with the ledger and put right.
 
 use super::reaper::is_doomed;
-use super::{Attachment, LOOSE, POD_PROGRAMS, Wiring, WiringError, host_mtu, key_of_alias};
+use super::{Attachment, LOOSE, POD_PROGRAMS, Wiring, WiringError, attached_by, host_mtu};
 use crate::node::lock;
 use crate::pass::Pass;
 use crate::probe;
@@ -35,7 +35,7 @@ impl Wiring {
         let (doomed, links): (Vec<Link>, Vec<Link>) = node.links()?.into_iter().partition(is_doomed);
         let links: BTreeMap<AttachmentKey, Link> = links
             .into_iter()
-            .filter_map(|link| Some((key_of_alias(link.alias.as_deref()?)?, link)))
+            .filter_map(|link| Some((attached_by(&link)?, link)))
             .collect();
         let live: Vec<(&Attachment, &Link)> = attachments
             .iter()

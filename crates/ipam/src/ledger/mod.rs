@@ -144,7 +144,7 @@ impl Ledger {
         found: Vec<Found>,
     ) -> Result<PathBuf, LedgerError> {
         let draft = path.with_extension("rebuilt");
-        store::remove_if_there(&draft)?;
+        store::clear(&draft)?;
         let (ledger, _) = Self::open(&draft, clock)?;
         ledger
             .writer

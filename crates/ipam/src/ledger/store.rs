@@ -45,14 +45,7 @@ pub(super) struct Store {
 /// A new ledger is made beside its place and moved there whole, so that a file
 /// which is short or empty is a damaged ledger and never taken for a new one.
 pub(super) fn open_file(path: &Path) -> Result<Database, LedgerError> {
-    let io = |operation| {
-        let path = path.to_owned();
-        move |cause: io::Error| LedgerError::Io {
-            operation,
-            path,
-            cause: Arc::new(cause),
-        }
-    };
+    let io = |operation| io_error(operation, path);
     let file = match open_existing(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -173,10 +166,7 @@ fn create(path: &Path) -> Result<(), redb::Error> {
         .create(directory)?;
     let new = path.with_extension("new");
     // Left by a start that was cut short; never served from.
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
+    remove_if_there(&new)?;
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -192,16 +182,9 @@ fn create(path: &Path) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// Removes what an earlier try left.
-pub(super) fn remove_if_there(path: &Path) -> Result<(), LedgerError> {
-    match fs::remove_file(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(LedgerError::Io {
-            operation: "removing",
-            path: path.to_owned(),
-            cause: Arc::new(cause),
-        }),
-        _ => Ok(()),
-    }
+/// Removes what an earlier try to make a ledger at `draft` left.
+pub(super) fn clear(draft: &Path) -> Result<(), LedgerError> {
+    remove_if_there(draft).map_err(io_error("removing", draft))
 }
 
 /// Puts `new` in the place of a damaged ledger, which gets a name that nothing has.
@@ -218,11 +201,23 @@ pub(super) fn replace_damaged(path: &Path, new: &Path) -> Result<PathBuf, Ledger
         File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
         Ok(aside)
     };
-    replace().map_err(|cause| LedgerError::Io {
-        operation: "setting aside ledger",
-        path: path.to_owned(),
+    replace().map_err(io_error("setting aside ledger", path))
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LedgerError {
+    let path = path.to_owned();
+    move |cause| LedgerError::Io {
+        operation,
+        path,
         cause: Arc::new(cause),
-    })
+    }
 }
 
 fn open_existing(path: &Path) -> io::Result<File> {
