@@ -292,6 +292,7 @@ impl Report {
             && status.addresses == Some(self.addresses)
             && status.blocks == self.blocks
             && status.mtu == self.mtu
+            && status.transport == self.transport
             && self.conditions.iter().all(|said| {
                 status.conditions.iter().any(|told| {
                     (
@@ -355,4 +356,34 @@ fn publish(metrics: &Metrics, stats: &Stats) {
         "quarantined",
         stats.blocks.iter().map(|block| block.quarantined).sum(),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_tells_a_report_only_if_it_says_all_of_it() {
+        let report = Report {
+            wanted: 1,
+            addresses: AddressCounts::default(),
+            blocks: Vec::new(),
+            mtu: Some(1450),
+            transport: Some(Transport::Direct),
+            conditions: Vec::new(),
+        };
+        let told = NodeNetworkStatus {
+            wanted_blocks: Some(1),
+            addresses: Some(AddressCounts::default()),
+            mtu: Some(1450),
+            transport: Some(Transport::Direct),
+            ..NodeNetworkStatus::default()
+        };
+        assert!(report.is_told_by(&told));
+        let earlier = NodeNetworkStatus {
+            transport: Some(Transport::Device),
+            ..told
+        };
+        assert!(!report.is_told_by(&earlier));
+    }
 }
