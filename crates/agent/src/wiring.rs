@@ -21,6 +21,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use weft_ipam::ledger::Found;
 use weft_kernel::NetNs;
 use weft_kernel::bpf::{Datapath, Endpoint, Program};
@@ -36,6 +37,9 @@ pub const HOST_PREFIX: &str = "weft";
 pub const ALIAS_PREFIX: &str = "weft:";
 /// `rp_filter`: any way back will do.
 const LOOSE: &str = "2";
+/// How long an ADD waits for a pod's end to be able to send. The link watcher runs at least once a second (`HZ` in
+/// net/core/link_watch.c).
+const LINK_WATCHER: Duration = Duration::from_secs(1);
 const POD_PROGRAMS: [Program; 2] = [Program::FromPod, Program::ToPod];
 
 /// What an attachment is made of, all derived from its key and address.
@@ -284,7 +288,7 @@ impl Wiring {
         without_ipv6(&host_name)?;
         loose(&host_name)?;
         let name = attachment.pod_name();
-        netns.run(|| -> Result<(), weft_kernel::Error> {
+        let (mut pod, index) = netns.run(|| -> Result<_, weft_kernel::Error> {
             without_ipv6(name)?;
             let mut pod = Rtnl::open()?;
             let index = pod.link_index(name)?;
@@ -294,11 +298,14 @@ impl Wiring {
             for route in Attachment::pod_routes(index) {
                 pod.replace_route(&route)?;
             }
-            Ok(())
+            Ok((pod, index))
         })??;
-        // The end that comes up last has its queue at once; the other one waits for the kernel's link watcher and
-        // loses what is sent before. The node may speak first, to probe; a pod has yet to start.
+        // The end that comes up last has its queue at once. The other one waits for the kernel's link watcher and loses
+        // what is sent before: the first packets of a pod whose process starts quickly.
         node.set_up(host, true)?;
+        if !pod.await_operational(index, LINK_WATCHER)? {
+            tracing::warn!(%attachment, "the kernel's link watcher is late; the pod's first packets may be lost");
+        }
         node.replace_neighbour(&attachment.host_neighbour(host))?;
         node.replace_route(&attachment.host_route(host, mtu))?;
         Ok(())

@@ -225,6 +225,18 @@ fn attach_replaces_what_an_interrupted_one_left() {
 }
 
 #[test]
+fn a_pod_sends_from_the_moment_it_is_attached() {
+    on_a_node(|node| {
+        let here = NetNs::current().unwrap();
+        let pods: Vec<_> = (1..21).map(pod).collect();
+        for (pod, netns) in &pods {
+            node.wiring.attach(pod, netns, MTU).unwrap();
+            assert!(delivers(netns, &here, NODE), "the first packet of {pod}");
+        }
+    });
+}
+
+#[test]
 fn detach_never_touches_an_interface_of_somebody_else() {
     on_a_node(|node| {
         let (a, _) = pod(1);

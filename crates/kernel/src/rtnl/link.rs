@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use weft_model::Mac;
 
@@ -16,6 +18,9 @@ const IFF_UP: u32 = libc::IFF_UP as u32;
 const IFF_NOARP: u32 = libc::IFF_NOARP as u32;
 /// Not in libc: `IFF_LOWER_UP` of include/uapi/linux/if.h.
 const IFF_LOWER_UP: u32 = 1 << 16;
+
+/// Not in libc: of `enum` in include/uapi/linux/if.h.
+const IF_OPER_UP: u8 = 6;
 
 /// IFNAMSIZ without the closing NUL.
 const NAME_MAX: usize = 15;
@@ -44,6 +49,9 @@ pub struct Link {
     pub up: bool,
     /// Up and with carrier (`IFF_LOWER_UP`).
     pub carrier: bool,
+    /// Can send (`IF_OPER_UP`, RFC 2863): a link whose carrier came after it was set up has no queue, and loses what it
+    /// is given, until the kernel's link watcher ran. Some kinds never say so.
+    pub operational: bool,
     /// Does no address resolution (`IFF_NOARP`).
     pub noarp: bool,
     /// Free text, where set.
@@ -246,6 +254,29 @@ impl Rtnl {
         let flags = if up { IFF_UP } else { 0 };
         let operation = if up { "set up" } else { "set down" };
         self.change(&link, operation, link.up != up, flags, IFF_UP, |m| m)
+    }
+
+    /// Waits until an end of a veth pair whose other end came up later can send, at most for `patience`. Returns whether
+    /// it can.
+    ///
+    /// The link watcher does a batch of links a second when others keep it busy; asking for the link makes it do this one
+    /// at once (`linkwatch_sync_dev` in `rtnl_getlink`, Linux 6.8).
+    ///
+    /// # Errors
+    /// There is no such link.
+    pub fn await_operational<'a>(&mut self, link: impl Into<LinkRef<'a>>, patience: Duration) -> Result<bool> {
+        const PAUSE: Duration = Duration::from_millis(1);
+        let link = link.into();
+        let asked = Instant::now();
+        loop {
+            if self.get_link(link)?.operational {
+                return Ok(true);
+            }
+            if asked.elapsed() >= patience {
+                return Ok(false);
+            }
+            thread::sleep(PAUSE);
+        }
     }
 
     /// Sets a link's MTU in bytes. Returns whether it was another one.
@@ -465,6 +496,7 @@ impl Link {
             mtu: number(IFLA_MTU).unwrap_or_default(),
             up: flags & IFF_UP != 0,
             carrier: flags & IFF_LOWER_UP != 0,
+            operational: attrs.find(IFLA_OPERSTATE) == Some(&[IF_OPER_UP]),
             noarp: flags & IFF_NOARP != 0,
             alias: attrs
                 .find(IFLA_IFALIAS)
