@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use weft_kernel::NetNs;
 use weft_kernel::nft::{Action, Base, Chain, ChainKind, Hook, Match, Nft, Rule, Table};
 use weft_kernel::rtnl::{Route, Rtnl};
+use weft_model::TransportChoice;
 
 use crate::kubectl::Kubectl;
 use crate::state::{Cluster, Config, Ipam, Proxy};
@@ -78,6 +79,7 @@ fn adapt(text: &str, config: &Config, api: Ipv4Addr, label: Option<&str>) -> Res
                 let containers = object["spec"]["template"]["spec"]["containers"].as_array_mut();
                 for container in containers.into_iter().flatten() {
                     if agents {
+                        choose_transport(container, config.transport)?;
                         chain_portmap(container);
                     }
                     // Without kube-proxy the Service `kubernetes` leads nowhere.
@@ -97,6 +99,17 @@ fn adapt(text: &str, config: &Config, api: Ipv4Addr, label: Option<&str>) -> Res
     }
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     Ok(list.to_string())
+}
+
+/// What `agent.transport` is for.
+fn choose_transport(container: &mut Value, transport: TransportChoice) -> Result<()> {
+    const FLAG: &str = "--transport=";
+    let mut args = container["args"].as_array_mut().into_iter().flatten();
+    let flag = args
+        .find(|arg| arg.as_str().is_some_and(|arg| arg.starts_with(FLAG)))
+        .with_context(|| format!("the agent in the manifests has no {FLAG}"))?;
+    *flag = json!(format!("{FLAG}{transport}"));
+    Ok(())
 }
 
 /// What `cni.chainPortmap=true` adds: hostPort by the reference plugin, which nodes of these clusters have.
@@ -211,6 +224,7 @@ mod tests {
             proxy,
             cni: Cni::Weft,
             ipam: Ipam::Node,
+            transport: TransportChoice::Device,
             pod_cidr: "10.9.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/16".parse().unwrap(),
             dns: true,
@@ -222,7 +236,7 @@ mod tests {
 
     #[test]
     fn manifests_get_the_cluster_s_addresses() {
-        let text = "kind: PodPool\nspec: {cidrs: [10.244.0.0/16]}\n---\nkind: DaemonSet\nspec: {template: {spec: {containers: [{name: a, args: [agent], env: []}]}}}\n";
+        let text = "kind: PodPool\nspec: {cidrs: [10.244.0.0/16]}\n---\nkind: DaemonSet\nspec: {template: {spec: {containers: [{name: a, args: [agent, --transport=auto], env: []}]}}}\n";
         let api = Ipv4Addr::new(172, 31, 0, 240);
         let read = |proxy| -> Value {
             serde_json::from_str(&adapt(text, &config(proxy), api, None).unwrap()).unwrap()
@@ -237,7 +251,12 @@ mod tests {
         let args = &with["items"][1]["spec"]["template"]["spec"]["containers"][0]["args"];
         assert_eq!(
             args,
-            &json!(["agent", "--cni-chain=portmap", "--cni-bin-dir=/host/cni/bin"])
+            &json!([
+                "agent",
+                "--transport=device",
+                "--cni-chain=portmap",
+                "--cni-bin-dir=/host/cni/bin"
+            ])
         );
         assert_eq!(env(&read(Proxy::None))[0]["value"], "172.31.0.240");
     }

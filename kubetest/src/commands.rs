@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
+use weft_model::TransportChoice;
 
 use crate::cache::Cache;
 use crate::check::{Checked, Report, Verdict};
@@ -166,6 +167,9 @@ pub struct Up {
     /// Who gives a node its pod addresses
     #[arg(long, value_enum, default_value_t = Ipam::Pool)]
     ipam: Ipam,
+    /// How Weft's packets get to other nodes
+    #[arg(long, value_name = "auto|direct|device", default_value_t)]
+    transport: TransportChoice,
     /// Range of the pods
     #[arg(long, default_value = "10.244.0.0/16")]
     pod_cidr: Ipv4Net,
@@ -314,6 +318,7 @@ impl Up {
             proxy: self.proxy,
             cni: self.cni,
             ipam: self.ipam,
+            transport: self.transport,
             pod_cidr: self.pod_cidr.trunc(),
             service_cidr: self.service_cidr.trunc(),
             dns: !self.no_dns,

@@ -12,7 +12,7 @@ use crate::build;
 use crate::cache::Cache;
 use crate::e2e::report::{Outcome, Report};
 use crate::progress::Progress;
-use crate::state::Cluster;
+use crate::state::{Cluster, Config};
 
 /// Specs that want the cluster for themselves, or break nodes.
 const ALONE: &str = r"\[Serial\]|\[Disruptive\]";
@@ -37,7 +37,7 @@ pub struct Args {
     /// Where to put the log and the report [default: target/e2e/NAME]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Write the result into this document, in place of the one of the same specs and proxy
+    /// Write the result into this document, in place of the one of the same specs, proxy and transport
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
 }
@@ -142,20 +142,22 @@ impl Args {
 
     /// Puts the result between the marks of its section, which is added at the end if there is none.
     fn record(&self, document: &Path, cluster: &Cluster, report: &Report) -> Result<()> {
-        let proxy = format!("{:?}", cluster.config.proxy).to_lowercase();
+        let Config { proxy, transport, .. } = &cluster.config;
+        let proxy = format!("{proxy:?}").to_lowercase();
+        let key = format!("{} {proxy} {transport}", self.specs);
         let text = fs::read_to_string(document).with_context(|| format!("read {}", document.display()))?;
         let versions: Vec<_> = build::versions()?
             .iter()
             .map(|(name, version)| format!("{name} {version}"))
             .collect();
         let section = format!(
-            "## {} with kube-proxy in {proxy} mode\n\nOn {} nodes, {}.\n\n{}",
+            "## {} with kube-proxy in {proxy} mode, transport {transport}\n\nOn {} nodes, {}.\n\n{}",
             self.specs,
             cluster.nodes.len(),
             versions.join(", "),
             report.markdown()
         );
-        let text = replace_section(&text, &format!("{} {proxy}", self.specs), &section);
+        let text = replace_section(&text, &key, &section);
         fs::write(document, text).with_context(|| format!("write {}", document.display()))
     }
 }

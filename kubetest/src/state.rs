@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+use weft_model::TransportChoice;
 
 /// Directory of all clusters' state.
 pub const ROOT: &str = "/run/weft/kube";
@@ -50,6 +51,9 @@ pub struct Config {
     pub cni: Cni,
     /// Who gives a node its pod addresses.
     pub ipam: Ipam,
+    /// How Weft's packets get to other nodes.
+    #[serde(default)]
+    pub transport: TransportChoice,
     /// Range of the pods.
     pub pod_cidr: Ipv4Net,
     /// Range of the Services.

@@ -15,6 +15,9 @@ use crate::{exec, host, image};
 /// Nodes for pods of each cluster.
 const NODES: &str = "2";
 
+/// How packets of each get to other nodes: every check runs by both.
+const TRANSPORTS: [&str; 2] = ["direct", "device"];
+
 /// Nodes of both, without their control planes.
 const ALL_NODES: &str = "5";
 
@@ -130,9 +133,10 @@ impl Test {
 
     fn on_clusters(&self, interrupt: &Interrupt, archive: &Path) -> Result<Tally> {
         let [one, other] = &self.clusters;
-        for cluster in &self.clusters {
+        for (cluster, transport) in self.clusters.iter().zip(TRANSPORTS) {
             let mut up = kubetest()?;
             up.args(["up", cluster, "--nodes", NODES, "--vnet", one, "--keep"])
+                .args(["--transport", transport])
                 .arg("--weft-image")
                 .arg(archive)
                 .arg("--weft-manifests")

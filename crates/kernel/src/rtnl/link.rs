@@ -264,7 +264,11 @@ impl Rtnl {
     ///
     /// # Errors
     /// There is no such link.
-    pub fn await_operational<'a>(&mut self, link: impl Into<LinkRef<'a>>, patience: Duration) -> Result<bool> {
+    pub fn await_operational<'a>(
+        &mut self,
+        link: impl Into<LinkRef<'a>>,
+        patience: Duration,
+    ) -> Result<bool> {
         const PAUSE: Duration = Duration::from_millis(1);
         let link = link.into();
         let asked = Instant::now();
