@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 use weft_model::TransportChoice;
+use weft_model::checks::{Checked, Report, Verdict};
 
 use crate::cache::Cache;
-use crate::check::{Checked, Report, Verdict};
 use crate::node;
 use crate::progress::Progress;
 use crate::rehearsal::{Rehearsal, Tools};

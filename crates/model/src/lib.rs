@@ -7,6 +7,7 @@
 
 mod attachment;
 pub mod audit;
+pub mod checks;
 mod cidr;
 pub mod error;
 mod identity;

@@ -10,62 +10,14 @@ mod probes;
 pub(crate) mod scene;
 mod services;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
-use serde::Serialize;
+use weft_model::checks::{Checked, Report, Verdict};
 
 use self::scene::Scene;
 use crate::cache::Cache;
 use crate::state::Cluster;
-
-/// What came of all checks of a cluster.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Report {
-    /// Name of the cluster.
-    pub cluster: String,
-    /// Whether none failed.
-    pub ok: bool,
-    /// How many passed.
-    pub passed: usize,
-    /// How many failed.
-    pub failed: usize,
-    /// How many could not be tried here.
-    pub skipped: usize,
-    /// How long all of them took, in milliseconds.
-    pub duration_ms: u64,
-    /// Every check, in the order in which they ran.
-    pub checks: Vec<Checked>,
-}
-
-/// What came of one check.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Checked {
-    /// Its name.
-    pub name: &'static str,
-    /// What has to hold, in words.
-    pub description: &'static str,
-    /// Whether it held.
-    pub verdict: Verdict,
-    /// What was measured, or why it failed or was not tried.
-    pub value: String,
-    /// How long it took, in milliseconds.
-    pub duration_ms: u64,
-}
-
-/// Whether a check's statement held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// It held.
-    Passed,
-    /// It did not.
-    Failed,
-    /// It could not be tried on this cluster.
-    Skipped,
-}
 
 /// What a check measured where its statement held.
 pub(crate) type Outcome = Result<Held>;
@@ -136,25 +88,7 @@ pub fn run(
         }
         scene.clean_up()?;
     }
-    Ok(Report::of(cluster, began, checks))
-}
-
-// === impl Report ===
-
-impl Report {
-    pub(crate) fn of(cluster: &Cluster, began: Instant, checks: Vec<Checked>) -> Self {
-        let count = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
-        let failed = count(Verdict::Failed);
-        Self {
-            cluster: cluster.name.clone(),
-            ok: failed == 0,
-            passed: count(Verdict::Passed),
-            failed,
-            skipped: count(Verdict::Skipped),
-            duration_ms: millis(began.elapsed()),
-            checks,
-        }
-    }
+    Ok(Report::of(&cluster.name, began, checks))
 }
 
 // === impl Check ===
@@ -166,25 +100,13 @@ impl Check {
 }
 
 pub(crate) fn tried(name: &'static str, description: &'static str, run: impl FnOnce() -> Outcome) -> Checked {
-    let began = Instant::now();
-    let (verdict, value) = match run() {
+    Checked::by(name, description, || match run() {
         Ok(Held::Yes(value)) => (Verdict::Passed, value),
         Ok(Held::NotHere(why)) => (Verdict::Skipped, why.to_owned()),
         Err(error) => (Verdict::Failed, format!("{error:#}")),
-    };
-    Checked {
-        name,
-        description,
-        verdict,
-        value,
-        duration_ms: millis(began.elapsed()),
-    }
+    })
 }
 
 pub(crate) fn yes(value: impl Into<String>) -> Outcome {
     Ok(Held::Yes(value.into()))
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

@@ -11,9 +11,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use weft_model::checks::{Checked, Report, Verdict};
 
 use crate::cache::Cache;
-use crate::check::{Checked, Report, Verdict, tried, yes};
+use crate::check::{tried, yes};
 use crate::state::{Cluster, Cni, Config, Ipam};
 
 /// A procedure.
@@ -114,5 +115,5 @@ fn walk<T>(
             break;
         }
     }
-    Report::of(cluster, began, checks)
+    Report::of(&cluster.name, began, checks)
 }

@@ -1,6 +1,7 @@
 //! `weft lab check`.
 
-use weft_lab::check::{self, CheckReport, CheckResult, Selection, Verdict};
+use weft_lab::check::{self, Selection};
+use weft_model::checks::{Checked, Report, Verdict};
 use weft_model::{UserError, codes};
 
 use super::signals::Interruption;
@@ -21,7 +22,7 @@ pub(crate) fn run(name: &str, selection: &Selection, list: bool, output: Output)
     let document = matches!(output, Output::Json | Output::Yaml);
     let report = runtime()?.block_on(async {
         let mut interruption = Interruption::watch()?;
-        let on_result = |result: &CheckResult| {
+        let on_result = |result: &Checked| {
             if !document {
                 show(result, output);
             }
@@ -44,12 +45,12 @@ pub(crate) fn run(name: &str, selection: &Selection, list: bool, output: Output)
     if document {
         out::document(&report, output)?;
     } else {
-        verdict(&report);
+        verdict(&report.report);
     }
-    Ok(if report.ok { OK } else { DEGRADED })
+    Ok(if report.report.ok { OK } else { DEGRADED })
 }
 
-fn show(result: &CheckResult, output: Output) {
+fn show(result: &Checked, output: Output) {
     let (mark, tone) = match result.verdict {
         Verdict::Passed => (out::mark(true), Tone::Good),
         Verdict::Failed => (out::mark(false), Tone::Bad),
@@ -66,7 +67,7 @@ fn show(result: &CheckResult, output: Output) {
     }
 }
 
-fn verdict(report: &CheckReport) {
+fn verdict(report: &Report) {
     let skipped = if report.skipped > 0 {
         format!(", {} skipped", report.skipped)
     } else {

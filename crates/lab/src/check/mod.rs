@@ -9,10 +9,11 @@ mod probe;
 mod scene;
 mod state;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 use weft_model::UserError;
+use weft_model::checks::{Checked, Report, Verdict};
 
 use self::scene::Scene;
 pub use self::scene::clean_up;
@@ -28,48 +29,9 @@ pub struct CheckReport {
     pub api_version: &'static str,
     /// Always `LabCheckReport`.
     pub kind: &'static str,
-    /// Name of the cluster.
-    pub cluster: String,
-    /// Whether none failed.
-    pub ok: bool,
-    /// How many passed.
-    pub passed: usize,
-    /// How many failed.
-    pub failed: usize,
-    /// How many could not be tried here.
-    pub skipped: usize,
-    /// How long all of them took, in milliseconds.
-    pub duration_ms: u64,
-    /// Every check, in the order in which they ran.
-    pub checks: Vec<CheckResult>,
-}
-
-/// What came of one check.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct CheckResult {
-    /// Its name.
-    pub name: &'static str,
-    /// What has to hold, in words.
-    pub description: &'static str,
-    /// Whether it held.
-    pub verdict: Verdict,
-    /// What was measured, or why it failed or was not tried.
-    pub value: String,
-    /// How long it took, in milliseconds.
-    pub duration_ms: u64,
-}
-
-/// Whether a check's statement held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// It held.
-    Passed,
-    /// It did not.
-    Failed,
-    /// It could not be tried on this cluster.
-    Skipped,
+    /// What came of them.
+    #[serde(flatten)]
+    pub report: Report,
 }
 
 /// How a check can end other than by holding.
@@ -114,7 +76,7 @@ pub fn catalogue() -> Vec<(&'static str, &'static str)> {
 pub async fn run(
     name: &str,
     selection: &Selection,
-    mut on_result: impl FnMut(&CheckResult),
+    mut on_result: impl FnMut(&Checked),
 ) -> Result<CheckReport, UserError> {
     cluster::require_root()?;
     let began = Instant::now();
@@ -130,18 +92,10 @@ pub async fn run(
     if !selection.keep {
         clean_up(name).await?;
     }
-    let count = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
-    let failed = count(Verdict::Failed);
     Ok(CheckReport {
         api_version: API_VERSION,
         kind: "LabCheckReport",
-        cluster: name.to_owned(),
-        ok: failed == 0,
-        passed: count(Verdict::Passed),
-        failed,
-        skipped: count(Verdict::Skipped),
-        duration_ms: millis(began.elapsed()),
-        checks,
+        report: Report::of(name, began, checks),
     })
 }
 
@@ -156,20 +110,12 @@ impl Selection {
 // === impl Check ===
 
 impl Check {
-    fn try_on(self, scene: &Scene) -> CheckResult {
-        let began = Instant::now();
-        let (verdict, value) = match (self.run)(scene) {
+    fn try_on(self, scene: &Scene) -> Checked {
+        Checked::by(self.name, self.description, || match (self.run)(scene) {
             Ok(value) => (Verdict::Passed, value),
             Err(Trouble::Failed(value)) => (Verdict::Failed, value),
             Err(Trouble::Skipped(value)) => (Verdict::Skipped, value),
-        };
-        CheckResult {
-            name: self.name,
-            description: self.description,
-            verdict,
-            value,
-            duration_ms: millis(began.elapsed()),
-        }
+        })
     }
 }
 
@@ -186,8 +132,4 @@ fn all() -> impl Iterator<Item = Check> {
         .chain(overlay::ALL)
         .chain(state::AFTER)
         .copied()
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
