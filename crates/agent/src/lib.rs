@@ -27,6 +27,7 @@ mod probe;
 mod report;
 mod saved;
 mod serve;
+mod steps;
 mod takeover;
 mod watch;
 mod wiring;

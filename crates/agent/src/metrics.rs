@@ -1,5 +1,6 @@
 //! The agent's metrics, in base units, served as OpenMetrics text.
 
+use crate::steps::Steps;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode};
 use prometheus_client::metrics::MetricType;
@@ -10,7 +11,6 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use std::fmt;
-use std::time::Duration;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct RequestLabels {
@@ -22,6 +22,12 @@ pub struct RequestLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct OpLabels {
     pub op: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct StepLabels {
+    pub op: &'static str,
+    pub step: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -53,6 +59,7 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     durations: Family<OpLabels, Histogram>,
+    steps: Family<StepLabels, Histogram>,
     addresses: Family<StateLabels, Gauge>,
     repairs: Family<KindLabels, Counter>,
     peers: Gauge,
@@ -85,8 +92,16 @@ impl Metrics {
         });
         registry.register(
             "cni_request_duration_seconds",
-            "Time the agent spent on a request",
+            "Time from the start of the plugin to the reply of the agent",
             durations.clone(),
+        );
+        let steps = Family::<StepLabels, Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.000_02, 2.0, 18))
+        });
+        registry.register(
+            "cni_step_duration_seconds",
+            "Time that each step of a request took",
+            steps.clone(),
         );
         let addresses = Family::default();
         registry.register(
@@ -113,6 +128,7 @@ impl Metrics {
             registry,
             requests,
             durations,
+            steps,
             addresses,
             repairs,
             peers,
@@ -120,11 +136,19 @@ impl Metrics {
         }
     }
 
-    pub fn request(&self, op: &'static str, code: u32, took: Duration) {
+    pub fn request(&self, op: &'static str, code: u32, steps: Steps) {
         self.requests.get_or_create(&RequestLabels { op, code }).inc();
         self.durations
             .get_or_create(&OpLabels { op })
-            .observe(took.as_secs_f64());
+            .observe(steps.total().as_secs_f64());
+        for (step, took) in steps.into_all() {
+            self.steps
+                .get_or_create(&StepLabels {
+                    op,
+                    step: step.name(),
+                })
+                .observe(took.as_secs_f64());
+        }
     }
 
     pub fn addresses(&self, state: &'static str, count: u32) {
@@ -209,12 +233,17 @@ fn signed(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::steps::Step;
+    use std::time::Duration;
 
     #[test]
     fn a_request_counts_by_operation_and_code() {
         let metrics = Metrics::new("n1", Totals::default);
-        metrics.request("ADD", 0, Duration::from_millis(2));
-        metrics.request("ADD", 11, Duration::from_millis(2));
+        for code in [0, 11] {
+            let steps = Steps::begin();
+            steps.note(Step::Reserve, Duration::from_millis(2));
+            metrics.request("ADD", code, steps);
+        }
         let text = metrics.text().unwrap();
         assert!(
             text.contains("weft_cni_requests_total{op=\"ADD\",code=\"0\"} 1"),
@@ -226,6 +255,10 @@ mod tests {
         );
         assert!(
             text.contains("weft_cni_request_duration_seconds_count{op=\"ADD\"} 2"),
+            "{text}"
+        );
+        assert!(
+            text.contains("weft_cni_step_duration_seconds_sum{op=\"ADD\",step=\"reserve\"} 0.004"),
             "{text}"
         );
     }

@@ -3,6 +3,7 @@
 //! It proves what comparing states can't: that programs, maps, routes and neighbours together let a packet through. The
 //! node speaks first, as kubelet does, so that only what would break kubelet's probes too can make it fail.
 
+use crate::steps::Steps;
 use crate::wiring::{Attachment, PodKernel, host_name};
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -59,7 +60,7 @@ impl Probe {
     /// [`codes::PROBE_FAILED`] with the step that failed.
     pub fn run(&self, kernel: &impl PodKernel, node: Ipv4Addr, mtu: u32) -> Result<(), UserError> {
         kernel
-            .attach(&self.attachment, &self.netns, mtu)
+            .attach(&self.attachment, &self.netns, mtu, &Steps::begin())
             .map_err(|error| failed(format!("the probe's interface can't be made: {error}")))?;
         let answered = self.round_trip(node);
         let detached = kernel.detach(&self.attachment);

@@ -15,6 +15,7 @@ use self::reaper::Reaper;
 use crate::node::{lock, no_ipv6};
 use crate::pass::Pass;
 use crate::probe;
+use crate::steps::{Step, Steps};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -67,7 +68,13 @@ pub struct Difference(pub String);
 /// The kernel as pods need it.
 pub trait PodKernel: Send + Sync + 'static {
     /// Makes the attachment. On an error nothing of it is left.
-    fn attach(&self, attachment: &Attachment, netns: &NetNs, mtu: u32) -> Result<(), WiringError>;
+    fn attach(
+        &self,
+        attachment: &Attachment,
+        netns: &NetNs,
+        mtu: u32,
+        steps: &Steps,
+    ) -> Result<(), WiringError>;
 
     /// Takes the attachment away, as much of it as there is.
     fn detach(&self, attachment: &Attachment) -> Result<(), WiringError>;
@@ -226,7 +233,13 @@ impl Wiring {
         Ok(found)
     }
 
-    fn make(&self, attachment: &Attachment, netns: &NetNs, mtu: u32) -> Result<(), WiringError> {
+    fn make(
+        &self,
+        attachment: &Attachment,
+        netns: &NetNs,
+        mtu: u32,
+        steps: &Steps,
+    ) -> Result<(), WiringError> {
         let host_name = attachment.host_name();
         let mut node = Rtnl::open()?;
         let create = |node: &mut Rtnl| {
@@ -261,7 +274,9 @@ impl Wiring {
             });
         }
         created?;
-        self.fill(&mut node, attachment, netns, mtu).inspect_err(|_| {
+        steps.done(Step::Create);
+        let filled = self.fill(&mut node, attachment, netns, mtu, steps);
+        filled.inspect_err(|_| {
             if let Err(error) = self.remove(attachment, Removal::AtOnce) {
                 tracing::warn!(%attachment, %error, "could not take back a failed attachment");
             }
@@ -274,6 +289,7 @@ impl Wiring {
         attachment: &Attachment,
         netns: &NetNs,
         mtu: u32,
+        steps: &Steps,
     ) -> Result<(), WiringError> {
         let host_name = attachment.host_name();
         let host = node.link_index(&host_name)?;
@@ -287,6 +303,7 @@ impl Wiring {
         }
         without_ipv6(&host_name)?;
         loose(&host_name)?;
+        steps.done(Step::Programs);
         let name = attachment.pod_name();
         let (mut pod, index) = netns.run(|| -> Result<_, weft_kernel::Error> {
             without_ipv6(name)?;
@@ -300,6 +317,7 @@ impl Wiring {
             }
             Ok((pod, index))
         })??;
+        steps.done(Step::Pod);
         // The end that comes up last has its queue at once. The other one waits for the kernel's link watcher and loses
         // what is sent before: the first packets of a pod whose process starts quickly.
         node.set_up(host, true)?;
@@ -308,6 +326,7 @@ impl Wiring {
         }
         node.replace_neighbour(&attachment.host_neighbour(host))?;
         node.replace_route(&attachment.host_route(host, mtu))?;
+        steps.done(Step::Node);
         Ok(())
     }
 
@@ -347,8 +366,14 @@ impl Wiring {
 }
 
 impl PodKernel for Wiring {
-    fn attach(&self, attachment: &Attachment, netns: &NetNs, mtu: u32) -> Result<(), WiringError> {
-        self.make(attachment, netns, mtu)
+    fn attach(
+        &self,
+        attachment: &Attachment,
+        netns: &NetNs,
+        mtu: u32,
+        steps: &Steps,
+    ) -> Result<(), WiringError> {
+        self.make(attachment, netns, mtu, steps)
     }
 
     fn detach(&self, attachment: &Attachment) -> Result<(), WiringError> {

@@ -176,7 +176,9 @@ fn two_pods_and_their_node_reach_each_other() {
         let here = NetNs::current().unwrap();
         let ((a, a_ns), (b, b_ns)) = (pod(0), pod(255));
         for (attachment, netns) in [(&a, &a_ns), (&b, &b_ns)] {
-            node.wiring.attach(attachment, netns, MTU).unwrap();
+            node.wiring
+                .attach(attachment, netns, MTU, &Steps::begin())
+                .unwrap();
             assert_eq!(
                 words(&node.wiring.check(attachment, netns, MTU).unwrap()),
                 [""; 0]
@@ -204,7 +206,7 @@ fn attach_refuses_an_interface_that_is_there_and_leaves_it_alone() {
         let (a, netns) = pod(1);
         let mut inside = Rtnl::open_in(&netns).unwrap();
         inside.create_bridge(&LinkSpec::new("eth0")).unwrap();
-        let refused = node.wiring.attach(&a, &netns, MTU).unwrap_err();
+        let refused = node.wiring.attach(&a, &netns, MTU, &Steps::begin()).unwrap_err();
         assert!(
             matches!(&refused, WiringError::InterfaceExists { name } if name == "eth0"),
             "{refused}"
@@ -218,8 +220,8 @@ fn attach_refuses_an_interface_that_is_there_and_leaves_it_alone() {
 fn attach_replaces_what_an_interrupted_one_left() {
     on_a_node(|node| {
         let ((a, first), (_, second)) = (pod(1), pod(1));
-        node.wiring.attach(&a, &first, MTU).unwrap();
-        node.wiring.attach(&a, &second, MTU).unwrap();
+        node.wiring.attach(&a, &first, MTU, &Steps::begin()).unwrap();
+        node.wiring.attach(&a, &second, MTU, &Steps::begin()).unwrap();
         assert_eq!(words(&node.wiring.check(&a, &second, MTU).unwrap()), [""; 0]);
     });
 }
@@ -230,7 +232,7 @@ fn a_pod_sends_from_the_moment_it_is_attached() {
         let here = NetNs::current().unwrap();
         let pods: Vec<_> = (1..21).map(pod).collect();
         for (pod, netns) in &pods {
-            node.wiring.attach(pod, netns, MTU).unwrap();
+            node.wiring.attach(pod, netns, MTU, &Steps::begin()).unwrap();
             assert!(delivers(netns, &here, NODE), "the first packet of {pod}");
         }
     });
@@ -253,7 +255,7 @@ fn what_is_taken_away_is_cut_off_at_once_and_goes_a_little_later_with_others() {
     on_a_node(|node| {
         let pods: Vec<_> = (1..4).map(pod).collect();
         for (pod, netns) in &pods {
-            node.wiring.attach(pod, netns, MTU).unwrap();
+            node.wiring.attach(pod, netns, MTU, &Steps::begin()).unwrap();
         }
         let [(a, in_a), (b, in_b), (stays, in_stays)] = &pods[..] else {
             unreachable!()
@@ -273,7 +275,7 @@ fn what_is_taken_away_is_cut_off_at_once_and_goes_a_little_later_with_others() {
         assert_eq!(looking.into_findings(), []);
 
         // Its names are free, whether the kernel has removed it by now or not.
-        node.wiring.attach(a, in_a, MTU).unwrap();
+        node.wiring.attach(a, in_a, MTU, &Steps::begin()).unwrap();
         assert!(delivers(in_a, in_stays, stays.address));
         let mut left = indices.to_vec();
         for _ in 0..500 {
@@ -291,7 +293,7 @@ fn what_is_taken_away_is_cut_off_at_once_and_goes_a_little_later_with_others() {
 fn what_an_agent_did_not_get_to_remove_is_found_by_the_next() {
     on_a_node(|node| {
         let (pod, netns) = pod(1);
-        node.wiring.attach(&pod, &netns, MTU).unwrap();
+        node.wiring.attach(&pod, &netns, MTU, &Steps::begin()).unwrap();
         let mut rtnl = Rtnl::open().unwrap();
         rtnl.set_group(pod.host_name().as_str(), reaper::DOOMED).unwrap();
         let mut mending = Pass::mending();
@@ -367,7 +369,7 @@ fn check_names_whatever_is_missing_or_changed() {
             }),
         ];
         for (expected, fault) in faults {
-            node.wiring.attach(&a, &netns, MTU).unwrap();
+            node.wiring.attach(&a, &netns, MTU, &Steps::begin()).unwrap();
             fault();
             let found = node.wiring.check(&a, &netns, MTU).unwrap();
             assert!(
@@ -384,7 +386,7 @@ fn check_names_whatever_is_missing_or_changed() {
 fn repair_puts_right_what_others_changed_and_says_how_much() {
     on_a_node(|mut node| {
         let (a, netns) = pod(1);
-        node.wiring.attach(&a, &netns, MTU).unwrap();
+        node.wiring.attach(&a, &netns, MTU, &Steps::begin()).unwrap();
         let held = [a.clone()];
         let look = || {
             let mut pass = Pass::looking();
@@ -482,7 +484,7 @@ fn repair_puts_right_what_others_changed_and_says_how_much() {
 fn a_pod_whose_namespace_went_away_leaves_nothing_in_the_datapath() {
     on_a_node(|node| {
         let (a, netns) = pod(1);
-        node.wiring.attach(&a, &netns, MTU).unwrap();
+        node.wiring.attach(&a, &netns, MTU, &Steps::begin()).unwrap();
         drop(netns);
         // The kernel removes a namespace's links some time after its last user left.
         for _ in 0..200 {

@@ -13,6 +13,7 @@ use crate::audit::Desk;
 use crate::node::Readiness;
 use crate::probe::Probe;
 use crate::serve::Handler;
+use crate::steps::{Step, Steps};
 use crate::wiring::{Attachment, Difference, GATEWAY, PodKernel, host_name};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -64,6 +65,7 @@ struct Caller<'a> {
     network: &'a str,
     patience: Duration,
     gone: &'a dyn Fn() -> bool,
+    steps: &'a Steps,
 }
 
 /// Why an ADD did not succeed at once.
@@ -184,7 +186,7 @@ impl<K: PodKernel> Pods<K> {
         let _shared = self.exclusive.read().unwrap_or_else(PoisonError::into_inner);
         let _hold = self.busy.hold(key);
         if self.intents.contains(key) {
-            self.del_held(key)
+            self.del_held(key, &Steps::begin())
         } else {
             Ok(())
         }
@@ -221,9 +223,10 @@ impl<K: PodKernel> Pods<K> {
         let _hold = self.busy.hold(&add.key);
         caller.still_there()?;
         if self.intents.contains(&add.key) {
-            self.del_held(&add.key)?;
+            self.del_held(&add.key, caller.steps)?;
         }
         let mtu = self.ready_mtu()?;
+        caller.steps.done(Step::Wait);
         let details = Details {
             network: caller.network.to_owned(),
             pod: PodRef {
@@ -247,11 +250,12 @@ impl<K: PodKernel> Pods<K> {
                 }
                 error => Refused::Failed(self.ledger_failure(error)),
             })?;
+        caller.steps.done(Step::Reserve);
         let attachment = Attachment {
             key: add.key.clone(),
             address,
         };
-        if let Err(error) = self.kernel.attach(&attachment, netns, mtu) {
+        if let Err(error) = self.kernel.attach(&attachment, netns, mtu, caller.steps) {
             // No packet can have carried the address, so the next ADD may have it.
             self.undo(&attachment, Ledger::withdraw);
             return Err(self.wiring_failure(&error).into());
@@ -260,6 +264,7 @@ impl<K: PodKernel> Pods<K> {
             self.undo(&attachment, Ledger::release);
             return Err(self.ledger_failure(error).into());
         }
+        caller.steps.done(Step::Record);
         self.changed.notify_one();
         Ok(Attached {
             host_if_name: attachment.host_name(),
@@ -292,17 +297,21 @@ impl<K: PodKernel> Pods<K> {
         let _shared = self.exclusive.read().unwrap_or_else(PoisonError::into_inner);
         let _hold = self.busy.hold(key);
         caller.still_there()?;
-        self.del_held(key)
+        caller.steps.done(Step::Wait);
+        self.del_held(key, caller.steps)
     }
 
-    fn del_held(&self, key: &AttachmentKey) -> Result<(), Failure> {
+    fn del_held(&self, key: &AttachmentKey, steps: &Steps) -> Result<(), Failure> {
         if let Some(attachment) = self.attachment(key)? {
+            steps.done(Step::Find);
             self.kernel
                 .detach(&attachment)
                 .map_err(|error| self.wiring_failure(&error))?;
+            steps.done(Step::Cut);
             self.ledger
                 .release(key)
                 .map_err(|error| self.ledger_failure(error))?;
+            steps.done(Step::Record);
             self.changed.notify_one();
         }
         self.intents.remove(key).map_err(|error| {
@@ -385,7 +394,7 @@ impl<K: PodKernel> Pods<K> {
                 continue;
             }
             tracing::info!(attachment = %key, "GC removes an attachment that is not valid any more");
-            if let Err(failure) = self.del_held(&key) {
+            if let Err(failure) = self.del_held(&key, &Steps::begin()) {
                 failures.push(failure.msg);
             }
         }
@@ -481,11 +490,18 @@ impl<K: PodKernel> Pods<K> {
 const CHECK_FAILED: u32 = 100;
 
 impl<K: PodKernel> Handler for Pods<K> {
-    fn handle(&self, request: &Request, netns: Option<OwnedFd>, gone: &dyn Fn() -> bool) -> Reply {
+    fn handle(
+        &self,
+        request: &Request,
+        netns: Option<OwnedFd>,
+        gone: &dyn Fn() -> bool,
+        steps: &Steps,
+    ) -> Reply {
         let caller = Caller {
             network: &request.network,
             patience: Duration::from_millis(request.wait_ms).saturating_sub(Duration::from_secs(2)),
             gone,
+            steps,
         };
         let done = |outcome: Result<(), Failure>| outcome.map(|()| Reply::Done);
         let outcome = match (&request.command, netns) {
@@ -516,7 +532,7 @@ impl<K: PodKernel> Handler for Pods<K> {
 
     fn abandoned(&self, request: &Request) {
         if let Command::Add(add) = &request.command
-            && let Err(failure) = self.del(&add.key, &Caller::nobody())
+            && let Err(failure) = self.del(&add.key, &Caller::nobody(&Steps::begin()))
         {
             tracing::error!(attachment = %add.key, error = failure.msg, "could not take back an ADD nobody waited for");
         }
@@ -541,18 +557,17 @@ impl From<Failure> for Refused {
 
 // === impl Caller ===
 
-impl Caller<'static> {
+impl<'a> Caller<'a> {
     /// For what has to be done although nobody waits for it.
-    fn nobody() -> Self {
+    fn nobody(steps: &'a Steps) -> Self {
         Self {
             network: "",
             patience: Duration::ZERO,
             gone: &|| false,
+            steps,
         }
     }
-}
 
-impl Caller<'_> {
     /// Fails where the plugin has given up while the request waited for its turn: its DEL has left an intent, its ADD
     /// has failed and may have been followed by anything.
     fn still_there(&self) -> Result<(), Failure> {

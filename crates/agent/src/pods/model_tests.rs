@@ -121,7 +121,7 @@ impl Kernel {
 }
 
 impl PodKernel for Kernel {
-    fn attach(&self, attachment: &Attachment, _: &NetNs, _: u32) -> Result<(), WiringError> {
+    fn attach(&self, attachment: &Attachment, _: &NetNs, _: u32, _: &Steps) -> Result<(), WiringError> {
         self.step()?;
         let mut wired = self.0.wired.lock().unwrap();
         let other = wired
@@ -476,9 +476,12 @@ impl Runtime {
         let request = Request {
             network: self.name.clone(),
             wait_ms: 0,
+            times: None,
             command,
         };
-        let reply = node.pods().handle(&request, Some(netns.into()), &|| gone);
+        let reply = node
+            .pods()
+            .handle(&request, Some(netns.into()), &|| gone, &Steps::begin());
         (request, reply)
     }
 

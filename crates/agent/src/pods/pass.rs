@@ -2,6 +2,7 @@
 
 use super::{Attachment, Pods};
 use crate::pass::{Extent, Pass};
+use crate::steps::Steps;
 use crate::wiring::PodKernel;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -225,7 +226,7 @@ impl<K: PodKernel> Pods<K> {
                             key: key.clone(),
                             address: *address,
                         };
-                        if let Err(error) = self.kernel.attach(&attachment, &netns, mtu) {
+                        if let Err(error) = self.kernel.attach(&attachment, &netns, mtu, &Steps::begin()) {
                             failed = Err(format!("cannot make the interface of {id} anew: {error}"));
                         }
                     }
@@ -236,7 +237,7 @@ impl<K: PodKernel> Pods<K> {
                     if now.saturating_duration_since(since) < GRACE {
                         pass.note(FindingKind::Attachment, &id, what, Remedy::Agent);
                     } else if pass.differs(FindingKind::Attachment, &id, what) {
-                        match self.del_held(key) {
+                        match self.del_held(key, &Steps::begin()) {
                             Ok(()) => _ = gone.remove(key),
                             Err(failure) => failed = Err(failure.msg),
                         }

@@ -43,7 +43,7 @@ fn broken() -> WiringError {
 }
 
 impl PodKernel for FakeKernel {
-    fn attach(&self, attachment: &Attachment, _: &NetNs, _: u32) -> Result<(), WiringError> {
+    fn attach(&self, attachment: &Attachment, _: &NetNs, _: u32, _: &Steps) -> Result<(), WiringError> {
         if self.0.attach_fails.load(Ordering::Relaxed) {
             return Err(broken());
         }
@@ -134,10 +134,12 @@ impl Bed {
             &Request {
                 network: network.into(),
                 wait_ms,
+                times: None,
                 command,
             },
             Some(netns.into()),
             &|| gone,
+            &Steps::begin(),
         )
     }
 
@@ -463,6 +465,7 @@ fn an_add_nobody_waited_for_is_taken_back() {
     bed.pods.abandoned(&Request {
         network: "weft".into(),
         wait_ms: 1,
+        times: None,
         command: add("a"),
     });
     assert_eq!((bed.kernel.wired(), bed.used()), (vec![], 0));

@@ -77,6 +77,7 @@ fn ask(socket: &Path) -> Result<NodeAudit, UserError> {
     let request = Request {
         network: String::new(),
         wait_ms: u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX),
+        times: None,
         command: Command::Audit,
     };
     let wrong = |why: String| UserError::new(codes::AGENT_UNREACHABLE, why, "weft status");

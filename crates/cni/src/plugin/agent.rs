@@ -10,7 +10,7 @@ use weft_model::{AttachmentKey, UserError, codes};
 
 use super::Call;
 use crate::intent::{Intent, Intents};
-use crate::protocol::{self, Command, Pod, ProtocolError, Reply, Request};
+use crate::protocol::{self, Command, Pod, ProtocolError, Reply, Request, Times};
 use crate::spec::{Failure, code};
 
 /// How long the agent may take. A runtime's own patience is usually two minutes.
@@ -37,6 +37,10 @@ impl Call {
         let request = Request {
             network: self.conf.name.clone(),
             wait_ms: u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX),
+            times: Some(Times {
+                started_ns: self.started_ns,
+                sent_ns: Times::now_ns(),
+            }),
             command,
         };
         protocol::call(&self.conf.socket, &request, netns.map(AsFd::as_fd), allowed)

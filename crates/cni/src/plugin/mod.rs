@@ -21,7 +21,7 @@ pub use panic::{answer_once, install_panic_hook};
 pub use stdin::Stdin;
 
 use crate::env::{Invocation, Sandbox};
-use crate::protocol::{Add, Attached, Check, Command, Del, Gc, Pod, Reply};
+use crate::protocol::{Add, Attached, Check, Command, Del, Gc, Pod, Reply, Times};
 use crate::spec::{AddResult, Failure, Interface, Ip, NetConf, Route, Version, code};
 
 /// What the process has to say when it ends.
@@ -45,13 +45,15 @@ const MAX_CONFIG: u64 = 4 << 20;
 
 /// A call that got as far as its configuration.
 struct Call {
+    /// See [`Times`].
+    started_ns: u64,
     conf: NetConf,
     notes: Vec<String>,
 }
 
 /// Serves one call: `lookup` finds environment variables, `stdin` has the configuration.
 pub fn run(lookup: impl Fn(&str) -> Option<OsString>, stdin: impl Read) -> Outcome {
-    let start = Instant::now();
+    let (start, started_ns) = (Instant::now(), Times::now_ns());
     let invocation = match Invocation::from_env(lookup) {
         Ok(Invocation::About) => return Outcome::about(),
         Ok(Invocation::Version) => return Outcome::success(Some(versions())),
@@ -68,6 +70,7 @@ pub fn run(lookup: impl Fn(&str) -> Option<OsString>, stdin: impl Read) -> Outco
         .clone()
         .map(|file| Entry::new(file, &conf.name, &invocation));
     let mut call = Call {
+        started_ns,
         conf,
         notes: Vec::new(),
     };

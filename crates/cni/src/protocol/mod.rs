@@ -15,7 +15,7 @@
 //!
 //! ```no_run
 //! # fn handle(_: &weft_cni::protocol::Request) -> weft_cni::protocol::Reply { weft_cni::protocol::Reply::Done }
-//! use std::time::Duration;
+//! use std::time::{Duration, SystemTime};
 //! use weft_cni::protocol::{self, ProtocolError};
 //!
 //! let listener = protocol::bind("/run/weft/agent.sock".as_ref())?;
@@ -40,7 +40,7 @@ mod server;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -69,8 +69,21 @@ pub struct Request {
     /// How long the plugin goes on waiting for the reply, in milliseconds from
     /// the moment it sent the request.
     pub wait_ms: u64,
+    /// When the plugin did what, for the agent to tell where the time goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times: Option<Times>,
     /// What is asked for.
     pub command: Command,
+}
+
+/// Moments of the plugin, in nanoseconds since 1970 by the wall clock, which is the same in all containers of a machine.
+/// It may be set meanwhile: good for measuring, not for deciding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// It began to run.
+    pub started_ns: u64,
+    /// It asked for the connection.
+    pub sent_ns: u64,
 }
 
 /// What the runtime asked the plugin for, or a person the agent. VERSION never leaves the plugin.
@@ -275,6 +288,16 @@ pub enum ProtocolError {
         /// The peer's process.
         pid: i32,
     },
+}
+
+// === impl Times ===
+
+impl Times {
+    /// The clock's reading.
+    pub fn now_ns() -> u64 {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    }
 }
 
 // === impl Command ===

@@ -20,6 +20,7 @@ fn add() -> Request {
     Request {
         network: "weft".to_owned(),
         wait_ms: 60_000,
+        times: None,
         command: Command::Add(Add {
             key: key(),
             netns: Netns {
@@ -81,6 +82,7 @@ fn a_list_of_ten_thousand_attachments_fits_into_a_request() {
     let request = Request {
         network: "weft".to_owned(),
         wait_ms: 1000,
+        times: None,
         command: Command::Gc(Gc { valid: Some(valid) }),
     };
 
@@ -184,6 +186,7 @@ fn a_socket_path_longer_than_the_kernels_limit_serves_all_the_same() {
     let request = Request {
         network: "weft".to_owned(),
         wait_ms: 0,
+        times: None,
         command: Command::Status,
     };
     assert_eq!(call(&socket, &request, None, AMPLE).unwrap(), Reply::Done);

@@ -3,7 +3,9 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 
 use serde_json::{Map, Value, json};
-use weft_cni::protocol::{Add, Attached, Check, Command, Del, Gc, Netns, Pod, PodAddress, Reply, Request};
+use weft_cni::protocol::{
+    Add, Attached, Check, Command, Del, Gc, Netns, Pod, PodAddress, Reply, Request, Times,
+};
 use weft_cni::spec::{AddResult, Failure, Version};
 use weft_model::AttachmentKey;
 
@@ -47,6 +49,7 @@ fn earlier() -> Value {
 #[test]
 fn an_add_hands_over_everything_the_runtime_said() {
     let agent = FakeAgent::answering(content);
+    let before = Times::now_ns();
     let runtime_config =
         json!({ "portMappings": [{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }] });
     Call::new("ADD", &agent)
@@ -64,11 +67,16 @@ fn an_add_hands_over_everything_the_runtime_said() {
         runtime_config,
         prev_result: Some(AddResult::from_json(earlier(), Version::V1_1_0).unwrap()),
     };
+    let times = request.times.unwrap();
+    assert!(
+        before <= times.started_ns && times.started_ns <= times.sent_ns && times.sent_ns <= Times::now_ns()
+    );
     assert_eq!(
         request,
         Request {
             network: "weft".to_owned(),
             wait_ms: 60_000,
+            times: Some(times),
             command: Command::Add(expected)
         }
     );

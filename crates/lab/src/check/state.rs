@@ -96,6 +96,7 @@ fn agents_serve(scene: &Scene) -> Outcome {
         let request = Request {
             network: "weft".to_owned(),
             wait_ms: u64::try_from(AGENT_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
+            times: None,
             command: Command::Status,
         };
         let began = std::time::Instant::now();
