@@ -12,6 +12,7 @@ mod figure;
 mod html;
 mod interrupt;
 mod lab;
+mod maps;
 mod modules;
 mod netns;
 mod offload;

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::time::{ClockId, clock_gettime};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
@@ -65,31 +66,11 @@ impl Process {
         if let Some(status) = self.child.try_wait()? {
             bail!("{} ended with {status}, see {}", self.name, self.log.display());
         }
-        let read = |file: &str| {
-            let path = format!("/proc/{}/{file}", self.child.id());
-            fs::read_to_string(&path).with_context(|| format!("read {path}"))
-        };
-        let status = read("status")?;
-        let kib = |field: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(field));
-            let number = line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next());
-            number.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) * 1024
-        };
-        let stat = read("stat")?;
-        // The second field, the name in parentheses, may hold anything.
-        let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let ticks: u64 = after
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .filter_map(|text| text.parse::<u64>().ok())
-            .sum();
-        Ok(Usage {
-            cpu_seconds: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
-            rss: kib("VmRSS"),
-            anonymous: kib("RssAnon"),
-            peak_rss: kib("VmHWM"),
-        })
+        Usage::of(self.id())
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it with SIGTERM, and with SIGKILL where that does not help.
@@ -110,6 +91,34 @@ impl Process {
         self.child.kill().with_context(|| format!("kill {}", self.name))?;
         self.child.wait()?;
         Ok(())
+    }
+}
+
+// === impl Usage ===
+
+impl Usage {
+    /// What a process has taken until now, threads that ended included.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub(crate) fn of(pid: u32) -> Result<Self> {
+        let path = format!("/proc/{pid}/status");
+        let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let kib = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field));
+            let number = line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next());
+            number.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) * 1024
+        };
+        let number = i32::try_from(pid).with_context(|| format!("process {pid}"))?;
+        let time = ClockId::pid_cpu_clock_id(nix::unistd::Pid::from_raw(number))
+            .and_then(clock_gettime)
+            .with_context(|| format!("read the CPU clock of process {pid}"))?;
+        Ok(Self {
+            cpu_seconds: Duration::from(time).as_secs_f64(),
+            rss: kib("VmRSS"),
+            anonymous: kib("RssAnon"),
+            peak_rss: kib("VmHWM"),
+        })
     }
 }
 

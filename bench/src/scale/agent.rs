@@ -1,21 +1,17 @@
 //! A real agent in a namespace that has the address of its Node, and what its eBPF maps hold.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use aya::maps::lpm_trie::Key;
-use aya::maps::{HashMap, LpmTrie, Map, MapData};
-use ipnet::Ipv4Net;
+use anyhow::{Context, Result};
 use serde::Serialize;
-use weft_abi::{ABI_VERSION, PrefixKind, names};
 
 use super::objects::{node_address, node_name};
 use super::wait_for;
+use crate::maps::{Blocks, Maps};
 use crate::netns::{self, Namespace, Place, Underlay};
 use crate::process::{Process, Usage};
 
@@ -46,15 +42,6 @@ pub(super) struct Agent {
 pub(super) struct Traffic {
     pub(super) received: u64,
     pub(super) sent: u64,
-}
-
-/// The blocks of every node, by its address: what the maps of every agent have to hold.
-pub(super) type Blocks = BTreeMap<Ipv4Addr, Vec<Ipv4Net>>;
-
-/// The pinned maps of a node.
-pub(super) struct Maps {
-    nodes: HashMap<MapData, [u8; 16], u32>,
-    prefixes: LpmTrie<MapData, [u8; 16], [u8; size_of::<weft_abi::Prefix>()]>,
 }
 
 // === impl Machine ===
@@ -102,11 +89,7 @@ impl Machine {
         Ok(Agent {
             process: Process::start("agent", command, &self.dir)?,
             started,
-            pins: self
-                .pins()
-                .join("weft")
-                .join(format!("v{ABI_VERSION}"))
-                .join("maps"),
+            pins: self.pins().join("weft"),
             name: node_name(self.number),
         })
     }
@@ -187,53 +170,6 @@ impl Agent {
     }
 }
 
-// === impl Maps ===
-
-impl Maps {
-    fn open(pins: &Path) -> Result<Self> {
-        let open = |name: &str| MapData::from_pin(pins.join(name));
-        Ok(Self {
-            nodes: Map::HashMap(open(names::NODES)?).try_into()?,
-            prefixes: Map::LpmTrie(open(names::PREFIXES)?).try_into()?,
-        })
-    }
-
-    /// Whether a node is known.
-    pub(super) fn has_node(&self, address: Ipv4Addr) -> Result<bool> {
-        match self.nodes.get(&mapped(address), 0) {
-            Ok(_) => Ok(true),
-            Err(aya::maps::MapError::KeyNotFound) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// That the maps hold exactly what they should.
-    pub(super) fn verify(&self, own: Ipv4Addr, blocks: &Blocks) -> Result<()> {
-        let wanted: BTreeSet<[u8; 16]> = blocks.keys().filter(|a| **a != own).map(|a| mapped(*a)).collect();
-        let nodes: BTreeSet<[u8; 16]> = self.nodes.keys().collect::<Result<_, _>>()?;
-        if nodes != wanted {
-            bail!(
-                "{} nodes instead of {}: {} missing, {} too many",
-                nodes.len(),
-                wanted.len(),
-                wanted.difference(&nodes).count(),
-                nodes.difference(&wanted).count()
-            );
-        }
-        for (address, blocks) in blocks.iter().filter(|(address, _)| **address != own) {
-            for block in blocks {
-                let key = Key::new(96 + u32::from(block.prefix_len()), mapped(block.addr()));
-                let found = self.prefixes.get(&key, 0).context("look up a block")?;
-                let (underlay, kind) = found.split_at(16);
-                if underlay != mapped(*address) || kind != (PrefixKind::RemoteBlock as u32).to_ne_bytes() {
-                    bail!("block {block} of node {address} has {found:?}");
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 /// What went through `eth0` of a namespace until now.
 pub(super) fn traffic(place: &Place) -> Result<Traffic> {
     let text = netns::read(
@@ -250,8 +186,4 @@ pub(super) fn traffic(place: &Place) -> Result<Traffic> {
         received: bytes("rx")?,
         sent: bytes("tx")?,
     })
-}
-
-fn mapped(address: Ipv4Addr) -> [u8; 16] {
-    address.to_ipv6_mapped().octets()
 }

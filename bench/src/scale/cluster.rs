@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ipnet::Ipv4Net;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use serde::Serialize;
@@ -15,11 +14,12 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use weft_api::{NodeNetwork, NodeSlice};
 
-use super::agent::{Blocks, Traffic, traffic};
+use super::agent::{Traffic, traffic};
 use super::objects::{create, node_name};
 use super::plane::{self, ControlPlane, Programs};
 use super::requests::{self, Audit, Counts};
 use super::wait_for;
+use crate::maps::{self, Blocks};
 use crate::netns::{Namespace, Place};
 use crate::process::{Process, Usage};
 
@@ -223,60 +223,8 @@ impl<'a> Cluster<'a> {
     }
 
     /// Every node's blocks, as the operator wrote them down for it.
-    ///
-    /// # Errors
-    /// Two nodes share addresses, or a node is not in exactly one slice with just these blocks.
     pub(super) fn blocks(&self) -> Result<Blocks> {
-        let everything = ListParams::default();
-        let (networks, slices) = self.block_on(async {
-            let networks = self.api::<NodeNetwork>().list(&everything).await?;
-            let slices = self.api::<NodeSlice>().list(&everything).await?;
-            Ok((networks.items, slices.items))
-        })?;
-        let mut granted: BTreeMap<String, Vec<Ipv4Net>> = BTreeMap::new();
-        let mut owners: BTreeMap<Ipv4Net, String> = BTreeMap::new();
-        for network in networks {
-            let name = network.metadata.name.unwrap_or_default();
-            for block in network.spec.blocks {
-                let block: Ipv4Net = block.cidr.parse()?;
-                let near = owners
-                    .range(..=block)
-                    .next_back()
-                    .into_iter()
-                    .chain(owners.range(block..).next());
-                for (other, owner) in near {
-                    if other.contains(&block) || block.contains(other) {
-                        bail!("nodes {name} and {owner} share addresses: {block} and {other}");
-                    }
-                }
-                owners.insert(block, name.clone());
-                granted.entry(name.clone()).or_default().push(block);
-            }
-        }
-        let mut blocks = Blocks::new();
-        for entry in slices.into_iter().flat_map(|slice| slice.spec.nodes) {
-            let listed: Vec<Ipv4Net> = entry
-                .blocks
-                .iter()
-                .map(|text| text.parse())
-                .collect::<Result<_, _>>()?;
-            if granted.get(&entry.name) != Some(&listed) {
-                bail!(
-                    "node {} has {:?} but is listed with {listed:?}",
-                    entry.name,
-                    granted.get(&entry.name)
-                );
-            }
-            let address = entry
-                .addresses
-                .first()
-                .context("a node without address")?
-                .parse()?;
-            if blocks.insert(address, listed).is_some() {
-                bail!("node {} is listed twice", entry.name);
-            }
-        }
-        Ok(blocks)
+        self.block_on(maps::published(&self.client))
     }
 
     /// Requests since the last call, by user.

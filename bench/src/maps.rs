@@ -1,0 +1,136 @@
+//! What an agent's eBPF maps hold of other nodes, beside what the operator published.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{HashMap, LpmTrie, Map, MapData};
+use ipnet::Ipv4Net;
+use kube::api::ListParams;
+use kube::{Api, Client};
+use weft_abi::{ABI_VERSION, PrefixKind, names};
+use weft_api::{NodeNetwork, NodeSlice};
+
+/// The blocks of every node, by its address: what the maps of every agent have to hold.
+pub(crate) type Blocks = BTreeMap<Ipv4Addr, Vec<Ipv4Net>>;
+
+/// The pinned maps of a node.
+pub(crate) struct Maps {
+    nodes: HashMap<MapData, [u8; 16], u32>,
+    prefixes: LpmTrie<MapData, [u8; 16], [u8; size_of::<weft_abi::Prefix>()]>,
+}
+
+// === impl Maps ===
+
+impl Maps {
+    /// Those below the `--pin-dir` of an agent.
+    pub(crate) fn open(pins: &Path) -> Result<Self> {
+        let pins = pins.join(format!("v{ABI_VERSION}")).join("maps");
+        let open = |name: &str| MapData::from_pin(pins.join(name));
+        Ok(Self {
+            nodes: Map::HashMap(open(names::NODES)?).try_into()?,
+            prefixes: Map::LpmTrie(open(names::PREFIXES)?).try_into()?,
+        })
+    }
+
+    /// Whether a node is known.
+    pub(crate) fn has_node(&self, address: Ipv4Addr) -> Result<bool> {
+        match self.nodes.get(&mapped(address), 0) {
+            Ok(_) => Ok(true),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// That the maps hold exactly what they should.
+    pub(crate) fn verify(&self, own: Ipv4Addr, blocks: &Blocks) -> Result<()> {
+        let wanted: BTreeSet<[u8; 16]> = blocks.keys().filter(|a| **a != own).map(|a| mapped(*a)).collect();
+        let nodes: BTreeSet<[u8; 16]> = self.nodes.keys().collect::<Result<_, _>>()?;
+        if nodes != wanted {
+            bail!(
+                "{} nodes instead of {}: {} missing, {} too many",
+                nodes.len(),
+                wanted.len(),
+                wanted.difference(&nodes).count(),
+                nodes.difference(&wanted).count()
+            );
+        }
+        for (address, blocks) in blocks.iter().filter(|(address, _)| **address != own) {
+            for block in blocks {
+                let key = Key::new(96 + u32::from(block.prefix_len()), mapped(block.addr()));
+                let found = self.prefixes.get(&key, 0).context("look up a block")?;
+                let (underlay, kind) = found.split_at(16);
+                if underlay != mapped(*address) || kind != (PrefixKind::RemoteBlock as u32).to_ne_bytes() {
+                    bail!("block {block} of node {address} has {found:?}");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every node's blocks, as the operator wrote them down for it.
+///
+/// # Errors
+/// Two nodes share addresses, or a node is not in exactly one slice with just these blocks.
+pub(crate) async fn published(client: &Client) -> Result<Blocks> {
+    let everything = ListParams::default();
+    let networks = Api::<NodeNetwork>::all(client.clone())
+        .list(&everything)
+        .await?
+        .items;
+    let slices = Api::<NodeSlice>::all(client.clone())
+        .list(&everything)
+        .await?
+        .items;
+    let mut granted: BTreeMap<String, Vec<Ipv4Net>> = BTreeMap::new();
+    let mut owners: BTreeMap<Ipv4Net, String> = BTreeMap::new();
+    for network in networks {
+        let name = network.metadata.name.unwrap_or_default();
+        for block in network.spec.blocks {
+            let block: Ipv4Net = block.cidr.parse()?;
+            let near = owners
+                .range(..=block)
+                .next_back()
+                .into_iter()
+                .chain(owners.range(block..).next());
+            for (other, owner) in near {
+                if other.contains(&block) || block.contains(other) {
+                    bail!("nodes {name} and {owner} share addresses: {block} and {other}");
+                }
+            }
+            owners.insert(block, name.clone());
+            granted.entry(name.clone()).or_default().push(block);
+        }
+    }
+    let mut blocks = Blocks::new();
+    for entry in slices.into_iter().flat_map(|slice| slice.spec.nodes) {
+        let listed: Vec<Ipv4Net> = entry
+            .blocks
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<_, _>>()?;
+        if granted.get(&entry.name) != Some(&listed) {
+            bail!(
+                "node {} has {:?} but is listed with {listed:?}",
+                entry.name,
+                granted.get(&entry.name)
+            );
+        }
+        let address = entry
+            .addresses
+            .first()
+            .context("a node without address")?
+            .parse()?;
+        if blocks.insert(address, listed).is_some() {
+            bail!("node {} is listed twice", entry.name);
+        }
+    }
+    Ok(blocks)
+}
+
+fn mapped(address: Ipv4Addr) -> [u8; 16] {
+    address.to_ipv6_mapped().octets()
+}
