@@ -274,7 +274,7 @@ impl Network {
         let start = Instant::now();
         let mut result = None;
         for plugin in &self.plugins {
-            result = self.call("ADD", plugin, pod, result)?;
+            result = self.call("ADD", plugin, Some(pod), result)?;
         }
         pod.result = result;
         Ok(start.elapsed())
@@ -284,12 +284,27 @@ impl Network {
         let start = Instant::now();
         let result = pod.result.take();
         for plugin in self.plugins.iter().rev() {
-            self.call("DEL", plugin, pod, result.clone())?;
+            self.call("DEL", plugin, Some(pod), result.clone())?;
         }
         Ok(start.elapsed())
     }
 
-    fn call(&self, verb: &str, plugin: &Value, pod: &Pod, previous: Option<Value>) -> Result<Option<Value>> {
+    /// Whether the first plugin would attach a pod, as a runtime asks.
+    ///
+    /// # Errors
+    /// It says no, and why.
+    pub(crate) fn status(&self) -> Result<()> {
+        let plugin = self.plugins.first().context("a list without plugins")?;
+        self.call("STATUS", plugin, None, None).map(drop)
+    }
+
+    fn call(
+        &self,
+        verb: &str,
+        plugin: &Value,
+        pod: Option<&Pod>,
+        previous: Option<Value>,
+    ) -> Result<Option<Value>> {
         let kind = plugin["type"].as_str().context("a plugin without `type`")?;
         let mut conf = plugin.clone();
         conf["name"] = json!(self.name);
@@ -297,21 +312,20 @@ impl Network {
         if let Some(previous) = previous {
             conf["prevResult"] = previous;
         }
-        let mut child = self
-            .node
-            .command(self.path.join(kind))
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", &pod.container)
-            .env("CNI_NETNS", format!("/run/netns/{}", pod.netns))
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", &self.path)
-            .env(
-                "CNI_ARGS",
-                format!(
-                    "IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={}",
-                    pod.netns
-                ),
-            )
+        let mut command = self.node.command(self.path.join(kind));
+        command.env("CNI_COMMAND", verb).env("CNI_PATH", &self.path);
+        if let Some(pod) = pod {
+            let arguments = format!(
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={}",
+                pod.netns
+            );
+            command
+                .env("CNI_CONTAINERID", &pod.container)
+                .env("CNI_NETNS", format!("/run/netns/{}", pod.netns))
+                .env("CNI_IFNAME", "eth0")
+                .env("CNI_ARGS", arguments);
+        }
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -35,6 +35,8 @@ pub(crate) struct Competitor {
     pub(crate) same: Path,
     /// To a host that is no node and knows no pods.
     pub(crate) outside: Path,
+    /// Between two nodes of a cluster of its own with thousands.
+    pub(crate) crowded: Option<Path>,
     pub(crate) uplinks: Vec<Uplink>,
     /// Lives as long as the paths are used, and ends in this order.
     #[expect(dead_code, reason = "ends when it is dropped")]
@@ -83,6 +85,7 @@ pub(crate) fn node(underlay: &Underlay) -> Result<Competitor> {
             address: Ipv4Addr::new(10, 99, 0, 2),
         },
         outside: outside(underlay, first.place())?,
+        crowded: None,
         uplinks: [&first, &second].map(uplink).to_vec(),
         kept: vec![Box::new([first, second, a, b])],
     })
@@ -138,6 +141,7 @@ pub(crate) fn bridge(underlay: &Underlay) -> Result<Competitor> {
             address: Ipv4Addr::new(10, 60, 1, 3),
         },
         outside: outside(underlay, client.place())?,
+        crowded: None,
         uplinks: [&first, &second].map(uplink).to_vec(),
         kept: vec![Box::new([first, second, client, neighbour, remote])],
     })

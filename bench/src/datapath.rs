@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::competitor::{Competitor, Path};
+use crate::competitor::{BASE, Competitor, Path};
 use crate::netns::{self, Place};
 use crate::{cpu, interrupt, place, print, stats};
 
@@ -34,6 +34,8 @@ pub(crate) enum Scenario {
     Same,
     /// A pod, and a host that is no node and knows no pods.
     Outside,
+    /// Pods of two nodes that know thousands of others.
+    Crowded,
 }
 
 /// How they talk.
@@ -81,21 +83,31 @@ struct Server(Child);
 // === impl Scenario ===
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 3] = [Self::Cross, Self::Same, Self::Outside];
+    pub(crate) const ALL: [Self; 4] = [Self::Cross, Self::Crowded, Self::Same, Self::Outside];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Cross => "pods of two nodes",
             Self::Same => "pods of one node",
             Self::Outside => "a pod and a host outside, by SNAT",
+            Self::Crowded => "pods of two nodes among thousands",
         }
     }
 
-    fn path(self, competitor: &Competitor) -> &Path {
+    fn path(self, competitor: &Competitor) -> Option<&Path> {
         match self {
-            Self::Cross => &competitor.cross,
-            Self::Same => &competitor.same,
-            Self::Outside => &competitor.outside,
+            Self::Cross => Some(&competitor.cross),
+            Self::Same => Some(&competitor.same),
+            Self::Outside => Some(&competitor.outside),
+            Self::Crowded => competitor.crowded.as_ref(),
+        }
+    }
+
+    /// In which scenario a competitor has the figures that its own are set against, and which competitor that is.
+    pub(crate) fn base(self, competitor: &str) -> (Self, &str) {
+        match self {
+            Self::Crowded => (Self::Cross, competitor),
+            _ => (self, BASE),
         }
     }
 }
@@ -137,7 +149,7 @@ impl Test {
             Self::TcpRr | Self::UdpPps => true,
             // SNAT to one address and port has 64 k source ports, which connections keep for minutes after their end.
             Self::TcpCrr => scenario != Scenario::Outside,
-            Self::Stream => scenario != Scenario::Same,
+            Self::Stream => matches!(scenario, Scenario::Cross | Scenario::Outside),
             Self::TcpRrTwoCpus | Self::FourStreams => scenario == Scenario::Cross,
         }
     }
@@ -190,7 +202,9 @@ pub(crate) fn measure(
     let mut served: Vec<String> = Vec::new();
     for competitor in competitors {
         for scenario in Scenario::ALL {
-            let path = scenario.path(competitor);
+            let Some(path) = scenario.path(competitor) else {
+                continue;
+            };
             path.client.sysctl(CLIENT)?;
             // The host outside serves several.
             let key = path.server.0.join(" ");
@@ -199,19 +213,22 @@ pub(crate) fn measure(
                 servers.push(Server::start(&path.server, FAIR_PORT, last, false)?);
                 served.push(key);
             }
-            reachable(competitor, scenario, last)?;
+            reachable(competitor.name, scenario, path, last)?;
         }
     }
 
     let noise = Noise::measure(&competitors[0].cross, last)?;
     let mut samples = Vec::new();
     for round in 0..rounds {
-        for scenario in Scenario::ALL {
-            for test in Test::ALL.into_iter().filter(|test| test.fits(scenario)) {
+        // What a scenario's figures may be set against comes right before it.
+        for test in Test::ALL {
+            for scenario in Scenario::ALL.into_iter().filter(|scenario| test.fits(*scenario)) {
                 for turn in 0..competitors.len() {
                     interrupt::check()?;
                     let competitor = competitors[(turn + round) % competitors.len()];
-                    let path = scenario.path(competitor);
+                    let Some(path) = scenario.path(competitor) else {
+                        continue;
+                    };
                     let cpu = if test.one_cpu() { last } else { first };
                     let answer = with_offloads(competitor, test, || load(path, test, cpu, seconds));
                     let detail = answer.unwrap_or_else(|error| Value::String(format!("{error:#}")));
@@ -234,14 +251,14 @@ pub(crate) fn measure(
 }
 
 /// Waits until a path carries: agents of some competitors tell each other of their nodes only after they are ready.
-fn reachable(competitor: &Competitor, scenario: Scenario, cpu: usize) -> Result<()> {
+fn reachable(competitor: &str, scenario: Scenario, path: &Path, cpu: usize) -> Result<()> {
     let start = Instant::now();
     loop {
         interrupt::check()?;
-        match load(scenario.path(competitor), Test::TcpRr, cpu, 0.01) {
+        match load(path, Test::TcpRr, cpu, 0.01) {
             Ok(_) => return Ok(()),
             Err(error) if start.elapsed() > PATIENCE => {
-                let what = format!("{}: {} don't reach each other", competitor.name, scenario.title());
+                let what = format!("{competitor}: {} don't reach each other", scenario.title());
                 return Err(error.context(what));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(200)),

@@ -33,7 +33,8 @@ pub(crate) fn page(report: &Report) -> String {
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>Pod networks side by side</title><style>{STYLE}</style>\n<h1>Pod networks side by side</h1>\n\
          <p>Bars are ratios to <code>{BASE}</code> in the same round, the dashed line is 1; the thin line reaches from the \
-         smallest to the largest, a fifth of the rounds left out at either end. Pale: the spread hides the ratio.</p>\n"
+         smallest to the largest, a fifth of the rounds left out at either end. Pale: the spread hides the ratio. Among thousands of nodes, \
+         ratios are to the same competitor among two.</p>\n"
     );
     for scenario in Scenario::ALL {
         let charts: String = FIGURES
@@ -54,7 +55,6 @@ pub(crate) fn page(report: &Report) -> String {
 }
 
 fn chart(report: &Report, scenario: Scenario, figure: &Figure) -> Option<String> {
-    let base = figure.values(&report.samples, scenario, BASE);
     let bars: Vec<Bar<'_>> = report
         .meta
         .competitors
@@ -62,11 +62,16 @@ fn chart(report: &Report, scenario: Scenario, figure: &Figure) -> Option<String>
         .filter_map(|(name, _)| {
             let values = figure.values(&report.samples, scenario, name);
             let known: Vec<f64> = values.iter().copied().flatten().collect();
-            let of_base = || Ratio::of(&values, &base);
+            let (other, base) = scenario.base(name);
+            let of_base = || Ratio::of(&values, &figure.values(&report.samples, other, base));
             Some(Bar {
                 name,
                 median: stats::median(&known)?,
-                ratio: if name == BASE { None } else { Some(of_base()?) },
+                ratio: if (other, base) == (scenario, name.as_str()) {
+                    None
+                } else {
+                    Some(of_base()?)
+                },
             })
         })
         .collect();

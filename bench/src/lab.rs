@@ -1,5 +1,8 @@
 //! Weft's side of the measurements: a lab cluster, driven by the `weft` command as a user would.
 
+mod footprint;
+
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path as FilePath, PathBuf};
 use std::process::Command;
@@ -8,16 +11,24 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::agents::Recipe;
+use crate::api::ClusterApi;
 use crate::cni::{self, Amount, Latency};
 use crate::competitor::{Competitor, Path, Uplink};
 use crate::interrupt;
+use crate::maps::{Blocks, Maps};
 use crate::netns::{self, OUTSIDE, Place};
-use crate::report::Footprint;
 
 /// Longest time for pods to run.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Longest time for agents to say by which way they send.
+const SETTLED: Duration = Duration::from_secs(10);
 /// Where the lab keeps its clusters.
 const STATE: &str = "/run/weft/lab";
+/// What each process of a lab cluster has in its environment, with the cluster's name.
+const CLUSTER_ENV: &str = "WEFT_LAB_CLUSTER";
+/// Room for 8,192 blocks of /24.
+const PODS: &str = "10.96.0.0/11";
 
 /// A lab cluster of ours, deleted with its owner.
 #[derive(Debug)]
@@ -37,10 +48,22 @@ pub(crate) enum Transport {
     Direct,
 }
 
+/// How a node says that it sends to others.
+#[derive(Debug, Clone)]
+pub(crate) struct Way {
+    /// Absent before its agent has said anything.
+    pub(crate) transport: Option<Transport>,
+    /// Why, for people.
+    pub(crate) reason: String,
+}
+
 // === impl Lab ===
 
 impl Lab {
     /// Makes a cluster. Its VNet has the cluster's name, so that it meets no other.
+    ///
+    /// # Errors
+    /// A node does not send by the transport that was asked for, and its figures would have the wrong name.
     pub(crate) fn create(
         weft: &FilePath,
         scratch: &FilePath,
@@ -59,9 +82,55 @@ impl Lab {
             Command::new(weft)
                 .args(["lab", "create", &name, "--vnet", &name, "--max-pods", "250"])
                 .args(["--node-count", &nodes.to_string()])
-                .args(["--transport", transport.word()]),
+                .args(["--pod-cidr", PODS, "--transport", transport.word()]),
         )?;
+        lab.verify_transport()?;
         Ok(lab)
+    }
+
+    fn verify_transport(&self) -> Result<()> {
+        let api = self.api()?;
+        let start = Instant::now();
+        loop {
+            interrupt::check()?;
+            match unlike(self.transport, &api.transports()?) {
+                None => return Ok(()),
+                Some(text) if start.elapsed() > SETTLED => bail!(
+                    "cluster {} would not be what its figures are called: {text}\n  next: mend that, or measure \
+                     with --transports {}",
+                    self.name,
+                    self.transport.other().word()
+                ),
+                Some(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+
+    fn api(&self) -> Result<ClusterApi> {
+        let status = self.status()?;
+        let kubeconfig = status["kubeconfig"].as_str();
+        ClusterApi::connect(FilePath::new(kubeconfig.context("a cluster without kubeconfig")?))
+    }
+
+    /// Makes Nodes without machines until the cluster has `known`, and waits until the agents' maps hold them all.
+    pub(crate) fn crowd(&self, known: u32) -> Result<()> {
+        let status = self.status()?;
+        let nodes = status["nodes"].as_array().context("a cluster without nodes")?;
+        let own = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
+        let blocks = self.api()?.crowd(known.saturating_sub(own), known as usize)?;
+        for index in 0..nodes.len() {
+            let maps = Maps::open(&self.recipe(&status, index)?.argument("--pin-dir")?)?;
+            wait_full(&maps, address(&status, index)?, &blocks)?;
+        }
+        Ok(())
+    }
+
+    /// How the agent of a node was started.
+    fn recipe(&self, status: &Value, index: usize) -> Result<Recipe> {
+        let node = &status["nodes"][index];
+        let pid = agent_pid(status, index)?;
+        let netns = node["netns"].as_str().context("a node without namespace")?;
+        Recipe::of(pid, netns.to_owned(), (CLUSTER_ENV, self.name.clone()))
     }
 
     /// What it is called in reports.
@@ -143,15 +212,17 @@ impl Lab {
             .with_context(|| format!("parse address {address}"))
     }
 
+    /// The way between pods of two nodes alone.
+    pub(crate) fn cross(&self) -> Result<Path> {
+        let competitor = self.competitor()?;
+        Ok(competitor.cross)
+    }
+
     /// Pods on one node and on two.
     pub(crate) fn competitor(&self) -> Result<Competitor> {
         let status = self.status()?;
-        let node = |index: usize, field: &str| {
-            let value = status["nodes"][index][field].as_str().map(str::to_owned);
-            value.with_context(|| format!("node {index} has no {field} in the lab's status"))
-        };
         let pods = [("client", 0), ("neighbour", 0), ("remote", 1)];
-        let manifests = pods.map(|(name, index)| Ok(bare_pod(name, &node(index, "name")?)));
+        let manifests = pods.map(|(name, index)| Ok(bare_pod(name, field(&status, index, "name")?)));
         let manifests: Result<Vec<String>> = manifests.into_iter().collect();
         self.apply("bench-pods", &manifests?.join("---\n"))?;
         self.running(pods.len() as u64)?;
@@ -164,7 +235,7 @@ impl Lab {
             })
         };
         let uplinks: Result<Vec<Uplink>> = (0..2)
-            .map(|index| uplink(&Place::named(&node(index, "netns")?)))
+            .map(|index| uplink(&Place::named(field(&status, index, "netns")?)))
             .collect();
         Ok(Competitor {
             name: self.label(),
@@ -176,57 +247,31 @@ impl Lab {
                 server: self.outside(),
                 address: OUTSIDE,
             },
+            crowded: None,
             uplinks: uplinks?,
             kept: Vec::new(),
         })
     }
 
-    /// ADD and DEL through this cluster's first node.
-    pub(crate) fn latency(&self, amount: &Amount) -> Result<Latency> {
-        let status = self.status()?;
-        let field = |name: &str| {
-            status["nodes"][0][name]
-                .as_str()
-                .with_context(|| format!("node without {name}"))
-        };
+    /// The configuration of this cluster's first node, and the directory of its plugins.
+    fn configuration(&self, status: &Value) -> Result<(PathBuf, PathBuf)> {
         let conf = find(
             &FilePath::new(STATE).join(&self.name),
-            field("name")?,
+            field(status, 0, "name")?,
             "10-weft.conflist",
         )?
         .context("no 10-weft.conflist in the node's directory")?;
-        let plugins = conf
-            .ancestors()
-            .nth(2)
-            .context("a configuration outside cni/net.d")?
-            .join("bin");
-        cni::measure(
-            &Place::named(field("netns")?),
-            &conf,
-            &plugins,
-            self.label(),
-            amount,
-        )
+        let node = conf.ancestors().nth(2);
+        let plugins = node.context("a configuration outside cni/net.d")?.join("bin");
+        Ok((conf, plugins))
     }
 
-    /// Starts a Deployment of so many pods on a cluster of one node, and looks at what it takes.
-    pub(crate) fn footprint(&self, pods: usize) -> Result<Footprint> {
-        let plugin = self.weft.with_file_name("weft-cni");
-        let image = std::fs::read(&plugin).with_context(|| format!("read {}", plugin.display()))?;
-        let start = Instant::now();
-        self.apply("fill", &deployment(pods))?;
-        self.running(pods as u64)?;
-        let pods_up_seconds = start.elapsed().as_secs_f64();
-        let pid = self.status()?["nodes"][0]["agentPid"]
-            .as_u64()
-            .context("a node without agent")?;
-        Ok(Footprint {
-            plugin_bytes: image.len() as u64,
-            plugin_static: !names_interpreter(&image).context("weft-cni is no 64-bit ELF file")?,
-            pods,
-            pods_up_seconds,
-            agent_rss_bytes: resident(pid)?,
-        })
+    /// ADD and DEL through this cluster's first node.
+    pub(crate) fn latency(&self, amount: &Amount) -> Result<Latency> {
+        let status = self.status()?;
+        let (conf, plugins) = self.configuration(&status)?;
+        let node = Place::named(field(&status, 0, "netns")?);
+        cni::measure(&node, &conf, &plugins, self.label(), amount)
     }
 }
 
@@ -239,6 +284,13 @@ impl Transport {
             Self::Direct => "direct",
         }
     }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Device => Self::Direct,
+            Self::Direct => Self::Device,
+        }
+    }
 }
 
 impl Drop for Lab {
@@ -247,18 +299,56 @@ impl Drop for Lab {
     }
 }
 
+/// Which node does not send as it should, or has not said so yet.
+fn unlike(wanted: Transport, ways: &BTreeMap<String, Way>) -> Option<String> {
+    if ways.is_empty() {
+        return Some("no node says how it sends".into());
+    }
+    ways.iter().find_map(|(node, way)| match way.transport {
+        Some(transport) if transport == wanted => None,
+        Some(transport) => Some(format!(
+            "{node} sends by {} instead of {}: {}",
+            transport.word(),
+            wanted.word(),
+            way.reason
+        )),
+        None => Some(format!("{node} does not say how it sends")),
+    })
+}
+
+fn field<'a>(status: &'a Value, index: usize, name: &str) -> Result<&'a str> {
+    let value = status["nodes"][index][name].as_str();
+    value.with_context(|| format!("node {index} has no {name} in the lab's status"))
+}
+
+fn address(status: &Value, index: usize) -> Result<Ipv4Addr> {
+    let text = field(status, index, "address")?;
+    text.parse().with_context(|| format!("parse address {text}"))
+}
+
+fn agent_pid(status: &Value, index: usize) -> Result<u32> {
+    let pid = status["nodes"][index]["agentPid"].as_u64();
+    let pid = pid.with_context(|| format!("node {index} has no agent"))?;
+    u32::try_from(pid).context("a process ID")
+}
+
+/// Waits until an agent's maps hold just what is published.
+fn wait_full(maps: &Maps, own: Ipv4Addr, blocks: &Blocks) -> Result<()> {
+    let start = Instant::now();
+    while let Err(error) = maps.verify(own, blocks) {
+        interrupt::check()?;
+        if start.elapsed() > PATIENCE {
+            return Err(error.context(format!("after {PATIENCE:?}, the maps of node {own}")));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
 fn bare_pod(name: &str, node: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\nspec:\n  nodeName: {node}\n  containers:\n  \
          - name: bench\n    image: bench\n"
-    )
-}
-
-fn deployment(replicas: usize) -> String {
-    format!(
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: fill\nspec:\n  replicas: {replicas}\n  \
-         selector:\n    matchLabels: {{app: fill}}\n  template:\n    metadata:\n      labels: {{app: fill}}\n    \
-         spec:\n      containers:\n      - name: fill\n        image: fill\n"
     )
 }
 
@@ -294,48 +384,27 @@ fn find(dir: &FilePath, node: &str, name: &str) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Resident memory of a process, bytes.
-fn resident(pid: u64) -> Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read the agent's status")?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("no VmRSS")?;
-    let kib: u64 = line
-        .trim()
-        .trim_end_matches("kB")
-        .trim()
-        .parse()
-        .context("parse VmRSS")?;
-    Ok(kib << 10)
-}
-
-/// Whether an ELF file asks for a dynamic linker (a program header PT_INTERP; System V ABI, chapter 5).
-fn names_interpreter(image: &[u8]) -> Option<bool> {
-    const CLASS_64: u8 = 2;
-    const PT_INTERP: u32 = 3;
-    let half = |at: usize| Some(u16::from_le_bytes(image.get(at..at + 2)?.try_into().ok()?));
-    let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?));
-    if !image.starts_with(b"\x7fELF") || *image.get(4)? != CLASS_64 {
-        return None;
-    }
-    let table = u64::from_le_bytes(image.get(32..40)?.try_into().ok()?) as usize;
-    let (size, count) = (usize::from(half(54)?), usize::from(half(56)?));
-    let kinds: Option<Vec<u32>> = (0..count).map(|index| word(table + index * size)).collect();
-    Some(kinds?.contains(&PT_INTERP))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_test_program_of_this_target_is_recognised() {
-        let image = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    fn a_node_that_sends_another_way_is_named_with_its_reason() {
+        let way = |transport, reason: &str| Way {
+            transport,
+            reason: reason.into(),
+        };
+        let ways = |second: Way| {
+            let first = ("node-1".to_owned(), way(Some(Transport::Direct), ""));
+            BTreeMap::from([first, ("node-2".to_owned(), second)])
+        };
+        let of = |second| unlike(Transport::Direct, &ways(second));
+        assert_eq!(of(way(Some(Transport::Direct), "")), None);
         assert_eq!(
-            names_interpreter(&image),
-            Some(!cfg!(target_feature = "crt-static"))
+            of(way(Some(Transport::Device), "VLANs")).unwrap(),
+            "node-2 sends by device instead of direct: VLANs"
         );
-        assert_eq!(names_interpreter(b"#!/bin/sh"), None);
+        assert_eq!(of(way(None, "")).unwrap(), "node-2 does not say how it sends");
+        assert!(unlike(Transport::Direct, &BTreeMap::new()).is_some());
     }
 }

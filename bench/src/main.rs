@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+mod agents;
+mod api;
 mod client;
 mod cni;
 mod competitor;

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::agents::{Change, Idle, Starts};
 use crate::cni::Latency;
 use crate::competitor::{BASE, WEFT};
 use crate::datapath::{Noise, Sample, Scenario};
@@ -14,6 +15,8 @@ pub(crate) struct Report {
     pub(crate) meta: Meta,
     pub(crate) samples: Vec<Sample>,
     pub(crate) cni: Vec<Latency>,
+    /// Peers' agents.
+    pub(crate) agents: Vec<Idle>,
     pub(crate) weft: Option<Footprint>,
     /// What could not be measured here, and why.
     pub(crate) skipped: Vec<String>,
@@ -31,6 +34,8 @@ pub(crate) struct Meta {
     /// One-minute load average before the first round and after the last.
     pub(crate) load: [f64; 2],
     pub(crate) noise: Option<Noise>,
+    /// Nodes of the clusters in which Weft's agents know many.
+    pub(crate) known_nodes: Option<u32>,
     pub(crate) competitors: Vec<(String, String)>,
 }
 
@@ -47,6 +52,12 @@ pub(crate) struct Footprint {
     pub(crate) pods_up_seconds: f64,
     /// Resident memory of the agent with that many pods, bytes.
     pub(crate) agent_rss_bytes: u64,
+    /// The agent with nothing to do.
+    pub(crate) idle: Vec<Idle>,
+    /// How long it took to be ready.
+    pub(crate) starts: Vec<Starts>,
+    /// The agent while other nodes change.
+    pub(crate) change: Option<Change>,
 }
 
 // === impl Report ===
@@ -127,7 +138,7 @@ impl Report {
                  weft-cni {:.2} MB, {}\n",
                 weft.pods,
                 weft.pods_up_seconds,
-                weft.agent_rss_bytes as f64 / f64::from(1 << 20),
+                mib(weft.agent_rss_bytes),
                 weft.plugin_bytes as f64 / 1e6,
                 if weft.plugin_static {
                     "static"
@@ -136,6 +147,7 @@ impl Report {
                 },
             );
         }
+        out += &self.agents();
         for reason in &self.skipped {
             out += &format!("\nskipped: {reason}\n");
         }
@@ -143,19 +155,27 @@ impl Report {
     }
 
     fn table(&self, scenario: Scenario) -> String {
-        let names: Vec<&str> = self
-            .meta
-            .competitors
-            .iter()
-            .map(|(name, _)| name.as_str())
+        let names = self.meta.competitors.iter().map(|(name, _)| name.as_str());
+        let names: Vec<&str> = names
+            .filter(|name| {
+                let mut samples = self.samples.iter();
+                samples.any(|sample| sample.scenario == scenario && sample.competitor == *name)
+            })
             .collect();
         let mut out = String::new();
         for figure in &FIGURES {
             let values = |name: &str| figure.values(&self.samples, scenario, name);
-            let base = values(BASE);
             let cells: Vec<String> = names
                 .iter()
-                .map(|name| cell(&values(name), (*name != BASE).then_some(&base)))
+                .map(|name| match scenario.base(name) {
+                    (same, base) if (same, base) == (scenario, *name) => cell(&values(name), None, verdict),
+                    (other, base) => {
+                        let base = figure.values(&self.samples, other, base);
+                        // That a ratio is next to 1 is what is to be known of it: with its range.
+                        let told = if other == scenario { verdict } else { ranged };
+                        cell(&values(name), Some(&base), told)
+                    }
+                })
                 .collect();
             if cells.iter().any(|cell| cell != NOTHING) {
                 out += &format!("| {}, {} | {} |\n", figure.title, figure.unit, cells.join(" | "));
@@ -164,12 +184,73 @@ impl Report {
         match out.is_empty() {
             true => out,
             false => format!(
-                "\n**{}**\n\n| | {} |\n|---|{}\n{out}",
+                "\n**{}**{}\n\n| | {} |\n|---|{}\n{out}",
                 scenario.title(),
+                match self.meta.known_nodes {
+                    Some(known) if scenario == Scenario::Crowded => format!(
+                        ": figures with {known} known nodes; ×: ratios to the same with 2, smallest to largest behind it, a \
+                         fifth of the rounds left out at either end"
+                    ),
+                    _ => String::new(),
+                },
                 names.join(" | "),
                 "---|".repeat(names.len())
             ),
         }
+    }
+
+    /// What agents take.
+    fn agents(&self) -> String {
+        let idle = self.weft.iter().flat_map(|weft| &weft.idle).chain(&self.agents);
+        let rows: String = idle
+            .map(|idle| {
+                let ours = self.weft.iter().filter(|_| idle.agent.starts_with(WEFT));
+                let ready = ours
+                    .flat_map(|weft| &weft.starts)
+                    .find(|starts| (starts.pods, starts.nodes) == (idle.pods, idle.nodes))
+                    .and_then(|starts| {
+                        let (least, most) = stats::spread(&starts.ready_ms)?;
+                        let median = stats::median(&starts.ready_ms)?;
+                        Some(format!(
+                            "{} ({} to {})",
+                            number(median),
+                            number(least),
+                            number(most)
+                        ))
+                    });
+                format!(
+                    "| {} | {} | {} | {:.3} | {:.1} | {} |\n",
+                    idle.agent,
+                    idle.pods,
+                    idle.nodes,
+                    idle.cpu_share * 100.0,
+                    mib(idle.rss_bytes),
+                    ready.as_deref().unwrap_or(NOTHING),
+                )
+            })
+            .collect();
+        let mut out = match rows.is_empty() {
+            true => rows,
+            false => format!(
+                "\n**agents**\n\n| agent | pods on the node | nodes | idle, % of one CPU | resident, MiB | start to ready, ms |\n\
+                 |---|---|---|---|---|---|\n{rows}"
+            ),
+        };
+        if let Some(change) = self.weft.as_ref().and_then(|weft| weft.change.as_ref()) {
+            let per_change = change.cpu_share * change.seconds / f64::from(change.changes);
+            out += &format!(
+                "\nWhile {} of {} nodes got another address in {:.1} s, Weft's agent with {} pods took {:.1} % of one CPU, \
+                 {:.2} ms a change, and {:.1} MiB.\n",
+                change.changes,
+                change.nodes,
+                change.seconds,
+                change.pods,
+                change.cpu_share * 100.0,
+                per_change * 1e3,
+                mib(change.rss_bytes),
+            );
+        }
+        out
     }
 
     /// One of Weft's transports beside each of the others.
@@ -182,7 +263,10 @@ impl Report {
             .filter(|name| *name != weft)
             .collect();
         let mut out = String::new();
-        for scenario in Scenario::ALL {
+        for scenario in Scenario::ALL
+            .into_iter()
+            .filter(|scenario| *scenario != Scenario::Crowded)
+        {
             let mut last = "";
             for figure in &FIGURES {
                 let of = |name: &str| figure.values(&self.samples, scenario, name);
@@ -223,14 +307,18 @@ const NOTHING: &str = "–";
 /// In a table, where the spread hides a ratio.
 const HIDDEN: &str = "?";
 
-fn cell(values: &[Option<f64>], base: Option<&Vec<Option<f64>>>) -> String {
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn cell(values: &[Option<f64>], base: Option<&Vec<Option<f64>>>, told: fn(Ratio) -> String) -> String {
     let known: Vec<f64> = values.iter().copied().flatten().collect();
     let (Some(median), Some((least, most))) = (stats::median(&known), stats::spread(&known)) else {
         return NOTHING.into();
     };
     let mut text = format!("{} ({} to {})", number(median), number(least), number(most));
     if let Some(ratio) = base.and_then(|base| Ratio::of(values, base)) {
-        text += &format!(" **{}**", verdict(ratio));
+        text += &format!(" **{}**", told(ratio));
     }
     let failed = values.len() - known.len();
     if failed > 0 {
@@ -245,6 +333,11 @@ fn verdict(ratio: Ratio) -> String {
         Verdict::Alike => "≈".into(),
         Verdict::Hidden => HIDDEN.into(),
     }
+}
+
+/// The ratio, whatever may be said of it, with its range.
+fn ranged(ratio: Ratio) -> String {
+    format!("×{:.2} ({:.2} to {:.2})", ratio.median, ratio.least, ratio.most)
 }
 
 /// Three significant digits.
@@ -265,12 +358,19 @@ mod tests {
     fn a_cell_shows_median_spread_and_ratio() {
         let base = vec![Some(10.0), Some(20.0), Some(40.0)];
         let values = [Some(15.0), Some(30.0), Some(60.0)];
-        assert_eq!(cell(&values, Some(&base)), "30.0 (15.0 to 60.0) **×1.50**");
-        let close = [Some(10.2), Some(19.9), Some(40.5)];
-        assert_eq!(cell(&close, Some(&base)), "19.9 (10.2 to 40.5) **≈**");
         assert_eq!(
-            cell(&[Some(5.0), Some(20.0), Some(60.0)], Some(&base)),
+            cell(&values, Some(&base), verdict),
+            "30.0 (15.0 to 60.0) **×1.50**"
+        );
+        let close = [Some(10.2), Some(19.9), Some(40.5)];
+        assert_eq!(cell(&close, Some(&base), verdict), "19.9 (10.2 to 40.5) **≈**");
+        assert_eq!(
+            cell(&[Some(5.0), Some(20.0), Some(60.0)], Some(&base), verdict),
             "20.0 (5.00 to 60.0) **?**"
+        );
+        assert_eq!(
+            cell(&close, Some(&base), ranged),
+            "19.9 (10.2 to 40.5) **×1.01 (0.99 to 1.02)**"
         );
     }
 
@@ -278,9 +378,9 @@ mod tests {
     fn a_failed_run_is_said_and_takes_no_part() {
         let base = vec![Some(10.0); 4];
         assert_eq!(
-            cell(&[Some(20.0), None, Some(20.0), Some(20.0)], Some(&base)),
+            cell(&[Some(20.0), None, Some(20.0), Some(20.0)], Some(&base), verdict),
             "20.0 (20.0 to 20.0) **×2.00**, 1 failed"
         );
-        assert_eq!(cell(&[None], None), "–");
+        assert_eq!(cell(&[None], None, verdict), "–");
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::agents::Effort;
 use crate::cni::Amount;
 use crate::competitor::{self, Competitor};
 use crate::lab::{Lab, Transport};
@@ -38,7 +39,12 @@ pub(crate) struct Args {
     cache: Option<PathBuf>,
     #[command(flatten)]
     amount: Amount,
-    /// Leave out the datapath or the attaching of pods
+    /// Nodes of the clusters in which Weft's agents know many
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(3..=5000))]
+    known_nodes: u32,
+    #[command(flatten)]
+    effort: Effort,
+    /// Leave out parts
     #[arg(long, value_enum, value_delimiter = ',')]
     without: Vec<Part>,
 }
@@ -50,8 +56,10 @@ enum Part {
     Datapath,
     /// ADD and DEL
     Cni,
-    /// Many pods at once in the lab, memory, sizes
+    /// Many pods at once in the lab, agents, sizes
     Footprint,
+    /// Clusters of many nodes
+    Crowd,
 }
 
 /// Entry point of the subcommand.
@@ -66,6 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .canonicalize()
         .with_context(|| format!("find {}", args.out.display()))?;
 
+    let wanted = |part: Part| !args.without.contains(&part);
     let mut report = Report {
         meta: Meta {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
@@ -75,17 +84,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             realtime: place::realtime_permitted(),
             load: [load_average()?; 2],
             noise: None,
+            known_nodes: wanted(Part::Crowd).then_some(args.known_nodes),
             competitors: Vec::new(),
         },
         samples: Vec::new(),
         cni: Vec::new(),
+        agents: Vec::new(),
         weft: None,
         skipped: Vec::new(),
     };
     if args.weft.is_none() {
         report.skipped.push("everything of Weft: no --weft given".into());
     }
-    let wanted = |part: Part| !args.without.contains(&part);
     let cache = match &args.cache {
         Some(cache) => cache.clone(),
         None => modules::default_cache()?,
@@ -95,6 +105,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if wanted(Part::Datapath) {
         measure_datapath(args, &out, &underlay, &peers, &mut report)?;
     }
+    let agents: Vec<_> = peers.iter().filter_map(|peer| peer.agent.clone()).collect();
+    if wanted(Part::Footprint) && !agents.is_empty() {
+        print::note("the peers' agents with nothing to do");
+        report.agents = args.effort.idle(&agents, peers::PODS, peers::NODES)?;
+    }
     if wanted(Part::Cni) {
         measure_cni(args, &out, &cache, &peers, &mut report)?;
     }
@@ -103,8 +118,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         && let Some(weft) = &args.weft
     {
         let pods = args.amount.pods;
-        print::note(&format!("{pods} pods on one node of a lab cluster"));
-        report.weft = Some(Lab::create(weft, &out, "fill", 1, Transport::Direct)?.footprint(pods)?);
+        print::note(&format!(
+            "{pods} pods on one node of a lab cluster, and its agent"
+        ));
+        let lab = Lab::create(weft, &out, "fill", 1, Transport::Direct)?;
+        let known = report.meta.known_nodes.unwrap_or(1);
+        report.weft = Some(lab.footprint(pods, known, args.effort)?);
     }
     interrupt::check()?;
     report.meta.load[1] = load_average()?;
@@ -125,8 +144,16 @@ fn measure_datapath(
         for &transport in &args.transports {
             interrupt::check()?;
             let lab = Lab::create(weft, out, "path", 2, transport)?;
-            ours.push(lab.competitor()?);
+            let mut competitor = lab.competitor()?;
             labs.push(lab);
+            if let Some(known) = report.meta.known_nodes {
+                print::note(&format!("a cluster of {known} nodes for {}", competitor.name));
+                let crowded = Lab::create(weft, out, "many", 2, transport)?;
+                crowded.crowd(known)?;
+                competitor.crowded = Some(crowded.cross()?);
+                labs.push(crowded);
+            }
+            ours.push(competitor);
         }
     }
     let competitors: Vec<&Competitor> = own

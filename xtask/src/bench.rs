@@ -52,6 +52,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "30",
             "--pods",
             "100",
+            "--idle-seconds",
+            "8",
+            "--starts",
+            "3",
+            "--change-seconds",
+            "5",
         ]);
     }
     command.args(&args.rest);

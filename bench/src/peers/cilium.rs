@@ -95,12 +95,8 @@ pub(super) fn start(cache: &Path, out: &Path, underlay: &Underlay) -> Result<Nod
         nodes,
         attach: super::two(attach)?,
         slot: SLOT.into(),
-        agents: vec![
-            Box::new(agents),
-            Box::new(etcd),
-            Box::new(cgroups),
-            Box::new(made),
-        ],
+        agents,
+        kept: vec![Box::new(etcd), Box::new(cgroups), Box::new(made)],
     })
 }
 

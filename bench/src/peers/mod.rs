@@ -15,7 +15,13 @@ use serde_json::Value;
 use crate::cni::{self, Amount, Latency, Network, Pod};
 use crate::competitor::{self, Competitor, Path};
 use crate::netns::{Namespace, Place, Underlay};
+use crate::process::Process;
 use crate::{interrupt, modules, print};
+
+/// Nodes of each.
+pub(crate) const NODES: usize = 2;
+/// Pods on the first of them.
+pub(crate) const PODS: usize = 2;
 
 /// Which of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -35,6 +41,8 @@ pub(crate) struct Peer {
     pub(crate) competitor: Competitor,
     name: String,
     attach: Attach,
+    /// Name and process ID of its first node's agent, where it has one.
+    pub(crate) agent: Option<(String, u32)>,
 }
 
 /// How pods are attached on a node.
@@ -53,8 +61,10 @@ struct Nodes {
     attach: [Attach; 2],
     /// Numbers its pods.
     slot: usize,
-    /// Agents; they end before the nodes go.
-    agents: Vec<Box<dyn Debug>>,
+    /// A node's each; they end before what follows.
+    agents: Vec<Process>,
+    /// What else has to end before the nodes go.
+    kept: Vec<Box<dyn Debug>>,
 }
 
 /// Builds and starts what is wanted.
@@ -130,17 +140,21 @@ impl Nodes {
             cross: path(&remote, far),
             same: path(&neighbour, near),
             outside: competitor::outside(underlay, place(&client))?,
+            crowded: None,
             uplinks: self.nodes.iter().map(competitor::uplink).collect(),
             kept: Vec::new(),
         };
         let [attach, _] = self.attach;
         let mut kept: Vec<Box<dyn Debug>> = vec![Box::new([client, neighbour, remote])];
-        kept.extend(self.agents);
+        let agent = self.agents.first().map(|agent| (self.about.clone(), agent.id()));
+        kept.push(Box::new(self.agents));
+        kept.extend(self.kept);
         kept.push(Box::new(self.nodes));
         Ok(Peer {
             competitor: Competitor { kept, ..competitor },
             name: self.about,
             attach,
+            agent,
         })
     }
 }

@@ -59,5 +59,6 @@ pub(super) fn start(cache: &Path, out: &Path, underlay: &Underlay) -> Result<Nod
         attach: super::two(attach)?,
         slot: SLOT.into(),
         agents: Vec::new(),
+        kept: Vec::new(),
     })
 }

@@ -3,7 +3,7 @@
 
 mod agent;
 mod cluster;
-mod objects;
+pub(crate) mod objects;
 mod plane;
 mod report;
 mod requests;

@@ -14,12 +14,12 @@ const PARALLEL: usize = 48;
 const IMAGES: u32 = 50;
 
 /// The name of the node with this number.
-pub(super) fn node_name(number: u32) -> String {
+pub(crate) fn node_name(number: u32) -> String {
     format!("aks-nodepool1-{number:08}-vmss")
 }
 
 /// The underlay address of the node with this number: 250 to a /24 below 10.224.0.0/15.
-pub(super) fn node_address(number: u32) -> Ipv4Addr {
+pub(crate) fn node_address(number: u32) -> Ipv4Addr {
     let base = u32::from(Ipv4Addr::new(10, 224, 0, 0));
     Ipv4Addr::from(base + (number / 250) * 256 + 1 + number % 250)
 }
@@ -135,7 +135,7 @@ fn pod(number: u32, nodes: u32) -> Value {
 }
 
 /// Makes the Nodes with these numbers.
-pub(super) async fn create_nodes(client: &Client, numbers: std::ops::Range<u32>) -> Result<()> {
+pub(crate) async fn create_nodes(client: &Client, numbers: std::ops::Range<u32>) -> Result<()> {
     create_all(client, "/api/v1/nodes", numbers.map(node)).await
 }
 
@@ -190,12 +190,22 @@ async fn heartbeat(client: &Client, number: u32, beat: usize) -> Result<()> {
         beat % 60
     );
     let patch = json!({"status": {"conditions": [{"type": "Ready", "lastHeartbeatTime": time}]}});
+    patch_status(client, number, &patch).await
+}
+
+/// Gives a Node another address.
+pub(crate) async fn relocate(client: &Client, number: u32, address: Ipv4Addr) -> Result<()> {
+    let patch = json!({"status": {"addresses": [{"type": "InternalIP", "address": address}]}});
+    patch_status(client, number, &patch).await
+}
+
+async fn patch_status(client: &Client, number: u32, patch: &Value) -> Result<()> {
     let request = http::Request::patch(format!("/api/v1/nodes/{}/status", node_name(number)))
         .header(
             http::header::CONTENT_TYPE,
             "application/strategic-merge-patch+json",
         )
-        .body(serde_json::to_vec(&patch)?)?;
+        .body(serde_json::to_vec(patch)?)?;
     client
         .request_text(request)
         .await
