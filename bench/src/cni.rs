@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::datapath::this_program;
+use crate::left::{Books, Census, Left};
 use crate::netns::Place;
 use crate::{interrupt, netns, print, stats};
 
@@ -65,6 +66,8 @@ pub(crate) struct Latency {
     pub(crate) failed: usize,
     /// What the first of them said.
     pub(crate) first_failure: Option<String>,
+    /// What stayed when all pods were detached.
+    pub(crate) left: Left,
 }
 
 /// How long calls take beside each other.
@@ -126,6 +129,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut warm = Pod::create(0)?;
     failures.note(network.add(&mut warm));
     failures.note(network.del(&mut warm));
+    drop(warm);
+    let before = Census::settled()?;
 
     let mut add = Vec::new();
     let mut del = Vec::new();
@@ -171,6 +176,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         fill_seconds,
         failed: failures.count.load(Ordering::Relaxed),
         first_failure: failures.first.lock().ok().and_then(|first| first.clone()),
+        left: before.left()?,
     };
     print::line(&serde_json::to_string(&latency)?);
     Ok(())
@@ -182,8 +188,10 @@ pub(crate) fn measure(
     conf: &Path,
     plugins: &Path,
     name: &str,
+    books: &Books,
     amount: &Amount,
 ) -> Result<Latency> {
+    let before = books.pods()?;
     let list = |numbers: &[usize]| {
         let words: Vec<String> = numbers.iter().map(usize::to_string).collect();
         words.join(",")
@@ -195,7 +203,9 @@ pub(crate) fn measure(
     command.args(["--pods", &amount.pods.to_string()]);
     command.args(["--at-once", &list(&amount.at_once)]);
     let answer = netns::read(&mut command).with_context(|| format!("measure ADD and DEL of {name}"))?;
-    serde_json::from_str(&answer).context("parse the latencies")
+    let mut latency: Latency = serde_json::from_str(&answer).context("parse the latencies")?;
+    latency.left.booked = books.left(before)?;
+    Ok(latency)
 }
 
 /// Attaches pods, so many at the same time, and then detaches them so. Their namespaces are made before.

@@ -16,6 +16,7 @@ use crate::api::ClusterApi;
 use crate::cni::{self, Amount, Latency};
 use crate::competitor::{Competitor, Path, Uplink};
 use crate::interrupt;
+use crate::left::Books;
 use crate::maps::{Blocks, Maps};
 use crate::netns::{self, OUTSIDE, Place};
 
@@ -271,7 +272,8 @@ impl Lab {
         let status = self.status()?;
         let (conf, plugins) = self.configuration(&status)?;
         let node = Place::named(field(&status, 0, "netns")?);
-        cni::measure(&node, &conf, &plugins, self.label(), amount)
+        let books = Books::Pins(self.recipe(&status, 0)?.argument("--pin-dir")?);
+        cni::measure(&node, &conf, &plugins, self.label(), &books, amount)
     }
 }
 

@@ -14,6 +14,7 @@ mod figure;
 mod html;
 mod interrupt;
 mod lab;
+mod left;
 mod maps;
 mod modules;
 mod netns;

@@ -20,6 +20,7 @@ pub(crate) type Blocks = BTreeMap<Ipv4Addr, Vec<Ipv4Net>>;
 pub(crate) struct Maps {
     nodes: HashMap<MapData, [u8; 16], u32>,
     prefixes: LpmTrie<MapData, [u8; 16], [u8; size_of::<weft_abi::Prefix>()]>,
+    pods: HashMap<MapData, [u8; 16], [u8; size_of::<weft_abi::Endpoint>()]>,
 }
 
 // === impl Maps ===
@@ -32,7 +33,14 @@ impl Maps {
         Ok(Self {
             nodes: Map::HashMap(open(names::NODES)?).try_into()?,
             prefixes: Map::LpmTrie(open(names::PREFIXES)?).try_into()?,
+            pods: Map::HashMap(open(names::ENDPOINTS_BY_ADDR)?).try_into()?,
         })
+    }
+
+    /// How many pods of this node are known.
+    pub(crate) fn pods(&self) -> Result<usize> {
+        let addresses: Vec<_> = self.pods.keys().collect::<Result<_, _>>()?;
+        Ok(addresses.len())
     }
 
     /// Whether a node is known.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::cni::{self, Amount, Latency};
+use crate::left::Books;
 use crate::modules::PLUGINS;
 use crate::netns::Namespace;
 
@@ -50,7 +51,14 @@ pub(crate) fn measure(plugins: &Path, version: &str, scratch: &Path, amount: &Am
     let file = scratch.join("bridge.conflist");
     std::fs::write(&file, conf.to_string()).with_context(|| format!("write {}", file.display()))?;
     let name = format!("bridge + host-local {version}");
-    let latency = cni::measure(&node.place(), &file, plugins, &name, amount)?;
+    let latency = cni::measure(
+        &node.place(),
+        &file,
+        plugins,
+        &name,
+        &Books::Files(state.join("bench")),
+        amount,
+    )?;
     forget(&state)?;
     Ok(latency)
 }

@@ -132,6 +132,7 @@ impl Report {
                 );
             }
         }
+        out += &self.left();
         if let Some(weft) = &self.weft {
             out += &format!(
                 "\n**Weft**: {} pods of one Deployment on one node running after {:.1} s; agent {:.1} MiB resident with them; \
@@ -195,6 +196,28 @@ impl Report {
                 },
                 names.join(" | "),
                 "---|".repeat(names.len())
+            ),
+        }
+    }
+
+    /// What ADDs and DELs leave.
+    fn left(&self) -> String {
+        let rows: String = self
+            .cni
+            .iter()
+            .map(|plugin| {
+                let left = plugin.left;
+                format!(
+                    "| {} | {} | {} | {} | {} | {} |\n",
+                    plugin.name, left.interfaces, left.addresses, left.routes, left.nft_lines, left.booked
+                )
+            })
+            .collect();
+        match rows.is_empty() {
+            true => rows,
+            false => format!(
+                "\n**left on the node when all pods were detached**\n\n\
+                 | plugin | interfaces | addresses | routes | lines of nftables | pods in its books |\n|---|---|---|---|---|---|\n{rows}"
             ),
         }
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::etcd::Etcd;
 use super::{Attach, Nodes, fresh, write_conf};
+use crate::left::Books;
 use crate::netns::{self, Namespace, Place, Underlay};
 use crate::process::Process;
 use crate::{client, interrupt, modules};
@@ -81,6 +82,7 @@ pub(super) fn start(cache: &Path, out: &Path, underlay: &Underlay) -> Result<Nod
             node: place,
             conf,
             plugins: programs.clone(),
+            books: Books::Cilium(socket),
         });
     }
     for (number, agent) in (1..).zip(&mut agents) {

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::etcd::Etcd;
 use super::{Attach, Nodes, fresh, write_conf};
+use crate::left::Books;
 use crate::netns::Underlay;
 use crate::process::Process;
 use crate::{interrupt, modules};
@@ -60,6 +61,7 @@ pub(super) fn start(cache: &Path, out: &Path, underlay: &Underlay) -> Result<Nod
             node: node.place(),
             conf,
             plugins: plugins.clone(),
+            books: Books::Files(dir.join(format!("addresses-{number}/cbr0"))),
         });
     }
     let [version, reference] = [modules::FLANNEL.version, modules::PLUGINS.version];

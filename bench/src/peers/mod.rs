@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::cni::{self, Amount, Latency, Network, Pod};
 use crate::competitor::{self, Competitor, Path};
+use crate::left::Books;
 use crate::netns::{Namespace, Place, Underlay};
 use crate::process::Process;
 use crate::{interrupt, modules, print};
@@ -51,6 +52,7 @@ struct Attach {
     node: Place,
     conf: PathBuf,
     plugins: PathBuf,
+    books: Books,
 }
 
 /// Two nodes with what attaches pods to them.
@@ -102,8 +104,13 @@ pub(crate) fn start(
 impl Peer {
     /// ADD and DEL on its first node.
     pub(crate) fn latency(&self, amount: &Amount) -> Result<Latency> {
-        let Attach { node, conf, plugins } = &self.attach;
-        cni::measure(node, conf, plugins, &self.name, amount)
+        let Attach {
+            node,
+            conf,
+            plugins,
+            books,
+        } = &self.attach;
+        cni::measure(node, conf, plugins, &self.name, books, amount)
     }
 }
 
@@ -113,7 +120,9 @@ impl Nodes {
     /// Two pods on the first node, one on the second.
     fn populate(self, underlay: &Underlay) -> Result<Peer> {
         let attached = |number: usize, node: usize| -> Result<(Pod, Ipv4Addr)> {
-            let Attach { node, conf, plugins } = &self.attach[node];
+            let Attach {
+                node, conf, plugins, ..
+            } = &self.attach[node];
             let mut pod = Pod::create(1_000_000 + 10 * self.slot + number)?;
             Network::read(conf, plugins, node.clone())?
                 .add(&mut pod)

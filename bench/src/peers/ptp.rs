@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{Attach, Nodes, fresh, write_conf};
 use crate::competitor::masquerade;
+use crate::left::Books;
 use crate::modules;
 use crate::netns::Underlay;
 
@@ -47,6 +48,7 @@ pub(super) fn start(cache: &Path, out: &Path, underlay: &Underlay) -> Result<Nod
             node: node.place(),
             conf,
             plugins: plugins.clone(),
+            books: Books::Files(dir.join(format!("addresses-{this}/ptp"))),
         });
     }
     Ok(Nodes {
