@@ -471,7 +471,7 @@ fn occasion(change: &Change, rtnl: &mut Rtnl) -> Option<Wake> {
         Change::Link(_) => true,
         Change::LinkGone(link) => link.name == OVERLAY,
         Change::RouteGone(route) => route.protocol == RTPROT_WEFT,
-        Change::Route(_) => false,
+        Change::Route(_) | Change::Rules => false,
     };
     if wanted {
         Some(Wake::Kernel)
@@ -485,8 +485,13 @@ fn is_pods(link: &Link) -> bool {
 }
 
 fn is_foreign_route(change: &Change) -> bool {
-    matches!(change, Change::Route(route) | Change::RouteGone(route)
-        if route.protocol != RTPROT_WEFT && route.table == MAIN_TABLE && route.dst.addr().is_ipv4())
+    match change {
+        Change::Rules => true,
+        Change::Route(route) | Change::RouteGone(route) => {
+            route.protocol != RTPROT_WEFT && route.table == MAIN_TABLE && route.dst.addr().is_ipv4()
+        }
+        _ => false,
+    }
 }
 
 fn replace(current: &mut Readiness, next: Readiness) -> bool {

@@ -1,4 +1,4 @@
-//! Numbers of include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour,veth}.h.
+//! Numbers of include/uapi/linux/{rtnetlink,fib_rules,if_link,if_addr,neighbour,veth}.h.
 
 pub(super) const RTM_NEWLINK: u16 = 16;
 pub(super) const RTM_DELLINK: u16 = 17;
@@ -13,6 +13,9 @@ pub(super) const RTM_GETROUTE: u16 = 26;
 pub(super) const RTM_NEWNEIGH: u16 = 28;
 pub(super) const RTM_DELNEIGH: u16 = 29;
 pub(super) const RTM_GETNEIGH: u16 = 30;
+pub(super) const RTM_NEWRULE: u16 = 32;
+pub(super) const RTM_DELRULE: u16 = 33;
+pub(super) const RTM_GETRULE: u16 = 34;
 pub(super) const RTM_DELQDISC: u16 = 37;
 pub(super) const RTM_DELTFILTER: u16 = 45;
 
@@ -57,11 +60,20 @@ pub(super) const RTA_GATEWAY: u16 = 5;
 pub(super) const RTA_PRIORITY: u16 = 6;
 pub(super) const RTA_PREFSRC: u16 = 7;
 pub(super) const RTA_METRICS: u16 = 8;
+pub(super) const RTA_MULTIPATH: u16 = 9;
 pub(super) const RTA_TABLE: u16 = 15;
+pub(super) const RTA_VIA: u16 = 18;
+pub(super) const RTA_ENCAP_TYPE: u16 = 21;
+pub(super) const RTA_NH_ID: u16 = 30;
 pub(super) const RTAX_MTU: u16 = 2;
 
 pub(super) const RTM_F_CLONED: u32 = 0x200;
+pub(super) const RTM_F_FIB_MATCH: u32 = 0x2000;
 pub(super) const RTNH_F_ONLINK: u32 = 4;
+
+pub(super) const FRA_PRIORITY: u16 = 6;
+pub(super) const FRA_TABLE: u16 = 15;
+pub(super) const FR_ACT_TO_TBL: u8 = 1;
 
 pub(super) const NDA_DST: u16 = 1;
 pub(super) const NDA_LLADDR: u16 = 2;
@@ -73,5 +85,6 @@ pub(super) const RTNLGRP_NEIGH: u32 = 3;
 pub(super) const RTNLGRP_TC: u32 = 4;
 pub(super) const RTNLGRP_IPV4_IFADDR: u32 = 5;
 pub(super) const RTNLGRP_IPV4_ROUTE: u32 = 7;
+pub(super) const RTNLGRP_IPV4_RULE: u32 = 8;
 pub(super) const RTNLGRP_IPV6_IFADDR: u32 = 9;
 pub(super) const RTNLGRP_IPV6_ROUTE: u32 = 11;

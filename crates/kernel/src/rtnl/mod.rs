@@ -6,6 +6,7 @@ mod link;
 mod monitor;
 mod neighbour;
 mod route;
+mod rule;
 mod target;
 
 use std::net::IpAddr;

@@ -18,8 +18,8 @@ use crate::wire;
 /// Room for a burst of about 10,000 messages.
 const BUFFER: usize = 8 * 1024 * 1024;
 
-/// Subscription to changes of links, addresses, routes, permanent neighbours
-/// and traffic control of one namespace, whoever makes them.
+/// Subscription to changes of links, addresses, routes, rules of IPv4 routing,
+/// permanent neighbours and traffic control of one namespace, whoever makes them.
 #[derive(Debug)]
 pub struct Monitor {
     netlink: Netlink,
@@ -49,6 +49,8 @@ pub enum Change {
     /// A queueing discipline or a filter of the link with this index is gone, and a program with it. Not reported where
     /// the link itself goes.
     FilterGone(u32),
+    /// A rule of IPv4 routing is new or gone.
+    Rules,
     /// Notifications were lost: list everything again.
     Resync,
 }
@@ -111,6 +113,7 @@ impl Monitor {
             RTNLGRP_TC,
             RTNLGRP_IPV4_IFADDR,
             RTNLGRP_IPV4_ROUTE,
+            RTNLGRP_IPV4_RULE,
             RTNLGRP_IPV6_IFADDR,
             RTNLGRP_IPV6_ROUTE,
         ])?;
@@ -146,6 +149,7 @@ fn change((kind, payload): &Reply) -> Option<Change> {
         RTM_NEWROUTE => Route::parse(payload).flatten().map(Change::Route),
         RTM_DELROUTE => Route::parse(payload).flatten().map(Change::RouteGone),
         RTM_NEWNEIGH => Neighbour::parse(payload).flatten().map(Change::Neighbour),
+        RTM_NEWRULE | RTM_DELRULE => Some(Change::Rules),
         // struct tcmsg: family, padding, ifindex.
         RTM_DELQDISC | RTM_DELTFILTER => wire::u32_at(payload, 4).map(Change::FilterGone),
         // struct ndmsg: family, padding, ifindex.

@@ -104,6 +104,8 @@ pub struct RouteLookup {
     pub oif: Option<u32>,
     /// The next hop, if it is not the destination itself.
     pub gateway: Option<IpAddr>,
+    /// Whether the route puts other headers around the packet (`ip route … encap …`).
+    pub wraps: bool,
     /// The source address that would be used.
     pub src: Option<IpAddr>,
     /// MTU of the path in bytes, where the kernel knows one: the route's, or what a router on the way has said
@@ -224,6 +226,37 @@ impl Rtnl {
             .request(message)
             .map_err(|cause| Error::new(OPERATION, dst, cause))?;
         parse_all(replies, RTM_NEWROUTE, "route", RouteLookup::parse)?
+            .pop()
+            .ok_or_else(|| Error::new(OPERATION, dst, Cause::Malformed("no route in the answer")))
+    }
+
+    /// Whether the route to `dst` is the way of all packets there: has one next hop, which nothing but a change of the
+    /// route can make another.
+    ///
+    /// # Errors
+    /// As for [`route_to`](Self::route_to).
+    pub fn has_one_way_to(&mut self, dst: Ipv4Addr) -> Result<bool> {
+        const OPERATION: &str = "look up route to";
+        let message = Message::new(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_ACK)
+            .raw(
+                &RtMsg {
+                    family: libc::AF_INET as u8,
+                    dst_len: 32,
+                    flags: RTM_F_FIB_MATCH,
+                    ..RtMsg::default()
+                }
+                .bytes(),
+            )
+            .attr(RTA_DST, &dst.octets());
+        let replies = self
+            .request(message)
+            .map_err(|cause| Error::new(OPERATION, dst, cause))?;
+        let one_way = |payload: &[u8]| {
+            RtMsg::parse(payload)?;
+            let attrs = Attrs::after(payload, RTMSG);
+            Some(attrs.find(RTA_MULTIPATH).is_none() && attrs.find(RTA_NH_ID).is_none())
+        };
+        parse_all(replies, RTM_NEWROUTE, "route", one_way)?
             .pop()
             .ok_or_else(|| Error::new(OPERATION, dst, Cause::Malformed("no route in the answer")))
     }
@@ -430,7 +463,12 @@ impl RouteLookup {
         Some(Self {
             kind: header.kind.into(),
             oif: attrs.find(RTA_OIF).and_then(|value| wire::u32_at(value, 0)),
-            gateway: attrs.find(RTA_GATEWAY).and_then(address_of),
+            gateway: attrs
+                .find(RTA_GATEWAY)
+                // struct rtvia: an address behind the number of its family.
+                .or_else(|| attrs.find(RTA_VIA)?.get(2..))
+                .and_then(address_of),
+            wraps: attrs.find(RTA_ENCAP_TYPE).is_some(),
             src: attrs.find(RTA_PREFSRC).and_then(address_of),
             mtu: path_mtu(attrs),
         })

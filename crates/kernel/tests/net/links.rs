@@ -355,12 +355,55 @@ fn routes_are_listed_as_they_were_set_and_carry_their_maker() {
         (RouteKind::Unicast, Some(host), None, Some(ip("10.224.0.4")))
     );
     assert!(rtnl.route_to(ip("10.244.9.9")).is_err());
+    assert!(!found.wraps);
 
     for route in &all {
         assert!(rtnl.delete_route(route).unwrap(), "{route:?}");
         assert!(!rtnl.delete_route(route).unwrap(), "{route:?}");
     }
     assert_eq!(rtnl.routes(RouteFilter::own()).unwrap(), []);
+}
+
+#[test]
+fn ways_that_not_only_the_destination_decides_on_are_told_from_others() {
+    needs_root!();
+    let node = TestNs::new("node");
+    node.exec("ip link add eth0 type veth peer name beyond");
+    node.exec("ip link set eth0 up");
+    node.exec("ip link set beyond up");
+    node.exec("ip addr add 10.224.0.4/16 dev eth0");
+    let mut rtnl = node.rtnl();
+    let peer = "10.225.0.5".parse().unwrap();
+    for (change, one_way) in [
+        ("via 10.224.0.1", true),
+        ("nexthop via 10.224.0.1 nexthop via 10.224.0.2", false),
+        ("via 10.224.0.2", true),
+    ] {
+        node.exec(&format!("ip route replace 10.225.0.0/16 {change}"));
+        assert_eq!(rtnl.has_one_way_to(peer).unwrap(), one_way, "{change}");
+    }
+    let gateway = rtnl.route_to(peer.into()).unwrap().gateway;
+    assert_eq!(gateway, Some(ip("10.224.0.2")));
+    node.exec("ip route delete 10.225.0.0/16");
+    node.exec("ip nexthop add id 7 via 10.224.0.1 dev eth0");
+    node.exec("ip route add 10.225.0.0/16 nhid 7");
+    assert!(!rtnl.has_one_way_to(peer).unwrap());
+    node.exec("ip route replace 10.225.0.0/16 via inet6 fe80::1 dev eth0");
+    let gateway = rtnl.route_to(peer.into()).unwrap().gateway;
+    assert_eq!(gateway, Some(ip("fe80::1")));
+    node.exec("ip route delete 10.225.0.0/16");
+    assert!(rtnl.has_one_way_to(peer).is_err());
+
+    for rule in [
+        "fwmark 1 lookup main priority 5",
+        "from 10.224.0.4 lookup 100",
+        "to 10.225.0.0/16 unreachable",
+    ] {
+        assert!(!rtnl.has_own_rules().unwrap());
+        node.exec(&format!("ip rule add {rule}"));
+        assert!(rtnl.has_own_rules().unwrap(), "{rule}");
+        node.exec(&format!("ip rule delete {rule}"));
+    }
 }
 
 #[test]
@@ -479,6 +522,7 @@ fn changes_made_by_others_are_reported() {
     node.exec("ip link add br0 type bridge");
     node.exec("ip link set br0 up");
     node.exec("ip addr add 192.0.2.1/32 dev br0");
+    node.exec("ip rule add fwmark 1 lookup 100");
     node.exec("ip route add unreachable 198.51.100.0/24");
     node.exec("ip route del unreachable 198.51.100.0/24");
     let bridge = node.rtnl().link_index("br0").unwrap();
@@ -500,7 +544,7 @@ fn changes_made_by_others_are_reported() {
         "{changes:?}"
     );
     assert!(changes.contains(&Change::Address(address)), "{changes:?}");
-    let end = [Change::Route(refused), Change::RouteGone(refused)];
+    let end = [Change::Rules, Change::Route(refused), Change::RouteGone(refused)];
     assert!(changes.ends_with(&end), "{changes:?}");
 }
 

@@ -1,0 +1,48 @@
+//! Rules of routing.
+
+use super::consts::*;
+use super::route::MAIN_TABLE;
+use super::{Rtnl, parse_all};
+use crate::error::{Error, Result};
+use crate::netlink::{NLM_F_DUMP, NLM_F_REQUEST};
+use crate::wire::{self, Attrs, Message};
+
+/// `struct fib_rule_hdr`.
+const RULE: usize = 12;
+/// Where in it the action is.
+const ACTION: usize = 7;
+
+/// The rules that every namespace begins with, as `ip rule` shows them: priority and table.
+const FROM_THE_BEGINNING: [(u32, u32); 3] = [(0, 255), (32_766, MAIN_TABLE), (32_767, 253)];
+
+// === impl Rtnl ===
+
+impl Rtnl {
+    /// Whether there are other rules for IPv4 packets than those that every namespace begins with: then not only the
+    /// destination may decide on the way.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn has_own_rules(&mut self) -> Result<bool> {
+        const WHAT: &str = "routing rules";
+        let mut header = [0; RULE];
+        header[0] = libc::AF_INET as u8;
+        let message = Message::new(RTM_GETRULE, NLM_F_REQUEST | NLM_F_DUMP).raw(&header);
+        let replies = match self
+            .dump(&message)
+            .map_err(|cause| Error::new("list", WHAT, cause))
+        {
+            // A kernel without rules (CONFIG_IP_MULTIPLE_TABLES).
+            Err(error) if error.is_unsupported() => return Ok(false),
+            replies => replies?,
+        };
+        let own = |payload: &[u8]| {
+            let action = *payload.first_chunk::<RULE>()?.get(ACTION)?;
+            let attrs = Attrs::after(payload, RULE);
+            let number = |kind| attrs.find(kind).and_then(|value| wire::u32_at(value, 0));
+            let rule = (number(FRA_PRIORITY).unwrap_or(0), number(FRA_TABLE).unwrap_or(0));
+            Some(action != FR_ACT_TO_TBL || !FROM_THE_BEGINNING.contains(&rule))
+        };
+        Ok(parse_all(replies, RTM_NEWRULE, WHAT, own)?.contains(&true))
+    }
+}
