@@ -73,7 +73,7 @@ pub fn try_from_pod(skb: &mut Skb) -> Verdict {
             }
             let vni = Vni::from_raw(endpoint.identity);
             if fits {
-                transport::send(skb, config, &ip, prefix.underlay, vni, ForwardPath::PodToOverlay)
+                transport::send(skb, config, &ip, prefix, vni, ForwardPath::PodToOverlay)
             } else {
                 transport::send_in_pieces(skb, config, &ip, prefix.underlay, vni, ForwardPath::PodToOverlay)
             }

@@ -11,7 +11,7 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_hdr_start_off::BPF_HDR_START_NET,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_hdr_start_off::BPF_HDR_START_NET, bpf_redir_neigh,
     },
     helpers::generated as helpers,
     programs::TcContext,
@@ -24,6 +24,8 @@ use weft_abi::{
 
 /// `PACKET_HOST` (include/uapi/linux/if_packet.h): the frame is for this host.
 const PACKET_HOST: u32 = 0;
+/// `AF_INET` (include/linux/socket.h).
+const AF_INET: u32 = 2;
 /// Differentiated services (RFC 2474), without congestion, which the overlay device carries over by itself.
 const DIFFERENTIATED_SERVICES: u8 = 0xfc;
 
@@ -344,11 +346,32 @@ pub fn redirect(ifindex: u32) -> i32 {
     unsafe { helpers::bpf_redirect(ifindex, 0) as i32 }
 }
 
-/// Sends the packet out of `ifindex` to the next hop that the node's routes and neighbours say, found out if need be.
+/// Sends the packet out of `ifindex` to the neighbour with the IPv4 address `next_hop`, found out if need be; where that
+/// is all zero, to the one that the node's routes say.
 #[inline(always)]
-pub fn redirect_neigh(ifindex: u32) -> i32 {
-    // SAFETY: without parameters the helper asks the routes, and takes integers only.
-    unsafe { helpers::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) as i32 }
+pub fn redirect_neigh(ifindex: u32, next_hop: [u8; 4]) -> i32 {
+    let next_hop = u32::from_ne_bytes(next_hop);
+    if next_hop == 0 {
+        // SAFETY: without parameters the helper asks the routes, and takes integers only.
+        return unsafe { helpers::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) as i32 };
+    }
+    let mut hop = MaybeUninit::<bpf_redir_neigh>::uninit();
+    let words = hop.as_mut_ptr().cast::<u32>();
+    // SAFETY: five words are the whole struct: family, address, and what only the other family has. Volatile, or the
+    // compiler makes a call to memset of the zeros. The helper reads the given size, which is the struct's.
+    unsafe {
+        words.write_volatile(AF_INET);
+        words.add(1).write_volatile(next_hop);
+        words.add(2).write_volatile(0);
+        words.add(3).write_volatile(0);
+        words.add(4).write_volatile(0);
+        helpers::bpf_redirect_neigh(
+            ifindex,
+            hop.as_mut_ptr(),
+            mem::size_of::<bpf_redir_neigh>() as i32,
+            0,
+        ) as i32
+    }
 }
 
 /// Hands the packet to the peer of the veth `ifindex`, in the peer's namespace.

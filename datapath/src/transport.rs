@@ -5,7 +5,7 @@
 //! the node's stack. On the wire both are the same, and what `direct` cannot do goes by the device, packet by packet.
 
 use weft_abi::{
-    Address, Config, DropReason, ForwardPath, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Vni,
+    Address, Config, DropReason, ForwardPath, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Prefix, Vni,
     packet::{ETHERNET_LEN, ETHERTYPE_IPV4, Ipv4},
     tunnel::{Envelope, Outer, TUNNELLED_HALFWORDS},
 };
@@ -20,20 +20,24 @@ use crate::{
 /// Bytes of the shortest frame that another node sends.
 const SHORTEST_TUNNELLED: u32 = 2 * TUNNELLED_HALFWORDS as u32;
 
-/// Sends a packet from outside the overlay device to the node at `underlay`.
+/// Sends a packet from outside the overlay device to the node behind `prefix`.
 #[inline(always)]
 pub fn send(
     skb: &mut Skb,
     config: &Config,
     ip: &Ipv4,
-    underlay: Address,
+    prefix: &Prefix,
     vni: Vni,
     path: ForwardPath,
 ) -> Verdict {
-    if config.direct_ifindex != 0 && wrap(skb, config, ip, underlay, vni)? {
-        return Ok(Action::RedirectNeighbour(path, config.direct_ifindex));
+    if config.direct_ifindex != 0 && wrap(skb, config, ip, prefix.underlay, vni)? {
+        return Ok(Action::RedirectNeighbour(
+            path,
+            config.direct_ifindex,
+            prefix.next_hop,
+        ));
     }
-    encapsulate(skb, ip, underlay, vni)?;
+    encapsulate(skb, ip, prefix.underlay, vni)?;
     Ok(Action::Redirect(path, config.overlay_ifindex))
 }
 

@@ -16,8 +16,9 @@ pub enum Action {
     Pass(ForwardPath),
     /// Send it out of an interface.
     Redirect(ForwardPath, u32),
-    /// Send it, with outer headers around it, out of an interface to the next hop of its route.
-    RedirectNeighbour(ForwardPath, u32),
+    /// Send it, with outer headers around it, out of an interface to the next hop with this IPv4 address; where that is
+    /// all zero, to that of its route.
+    RedirectNeighbour(ForwardPath, u32, [u8; 4]),
     /// Hand it to the other side of a veth pair, as if it had arrived there.
     RedirectPeer(ForwardPath, u32),
 }
@@ -39,10 +40,10 @@ pub fn finish(skb: &Skb, verdict: Verdict) -> i32 {
             tables::count_forward(path, skb.len());
             redirect(ifindex)
         }
-        Ok(Action::RedirectNeighbour(path, ifindex)) => {
+        Ok(Action::RedirectNeighbour(path, ifindex, next_hop)) => {
             // As counted where the overlay device adds them.
             tables::count_forward(path, skb.len() - VXLAN_OVERHEAD);
-            redirect_neigh(ifindex)
+            redirect_neigh(ifindex, next_hop)
         }
         Ok(Action::RedirectPeer(path, ifindex)) => {
             tables::count_forward(path, skb.len());

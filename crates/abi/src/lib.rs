@@ -21,7 +21,7 @@ pub use maps::{Config, Endpoint, FlowKey, FragmentKey, Prefix, PrefixKey, Prefix
 
 /// Version of everything in this crate that both sides must agree on. Pins live under a directory named after it, so a
 /// node never mixes programs of one layout with maps of another. Raise it with every change of a layout or a meaning.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The oldest version whose [`Endpoint`] and [`FlowKey`] are laid out as this one's: an upgrade from it, or from one
 /// between, keeps what programs know of flows that the node's stack carries.

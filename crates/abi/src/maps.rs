@@ -75,6 +75,9 @@ pub struct PrefixKey {
 pub struct Prefix {
     /// Underlay address of the node behind [`PrefixKind::RemoteBlock`] and [`PrefixKind::RemoteNode`], else unspecified.
     pub underlay: Address,
+    /// IPv4 address of who takes packets to that node on the uplink's network, in network order: the node itself or a
+    /// gateway. All zero where the node's routes are to be asked about each packet.
+    pub next_hop: [u8; 4],
     /// A [`PrefixKind`] as a number; a number that is none counts as outside.
     pub kind: u16,
     /// Largest IP packet, in bytes, that may enter the tunnel to that node, where the path to it takes less than

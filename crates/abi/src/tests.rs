@@ -51,7 +51,7 @@ fn mac_addresses_keep_their_order() {
 #[test]
 fn layouts_are_those_of_this_abi_version() {
     use core::mem::{offset_of, size_of};
-    assert_eq!(ABI_VERSION, 2);
+    assert_eq!(ABI_VERSION, 3);
     assert_eq!(
         [
             size_of::<Config>(),
@@ -61,7 +61,7 @@ fn layouts_are_those_of_this_abi_version() {
             size_of::<FlowKey>(),
             size_of::<FragmentKey>()
         ],
-        [32, 20, 20, 44, 40, 40]
+        [32, 20, 24, 44, 40, 40]
     );
     assert_eq!(
         [

@@ -5,6 +5,7 @@ mod paths;
 mod routes;
 mod transport;
 
+pub use paths::Paths;
 pub use transport::Selection;
 
 use crate::desired::{Desired, Prefix};
@@ -92,13 +93,9 @@ struct Underlay {
     uplink: Link,
     /// MTU of pods in bytes.
     mtu: u32,
-    /// What pods' packets may have in bytes, to nodes whose path takes less.
     paths: Paths,
     selection: Selection,
 }
-
-/// Bytes of IP, by the tunnel's end, where that is less than the MTU of pods.
-pub type Paths = BTreeMap<Ipv4Addr, u16>;
 
 // === impl NodeNet ===
 
@@ -255,13 +252,14 @@ impl NodeNet {
         let Some(done) = self.done.take_if(|done| done.is_same_but_peers(desired)) else {
             return Ok(false);
         };
-        if self.is_new_peer_special(&done, desired) {
+        let Some(paths) = self.paths_with_new(&done, desired) else {
             self.done = Some(done);
             return Ok(false);
+        };
+        let updated = peers::update(&mut lock(&self.datapath), &done, desired, &paths);
+        if let Some(underlay) = &mut self.underlay {
+            underlay.paths = paths;
         }
-        let none = Paths::new();
-        let paths = self.underlay.as_ref().map_or(&none, |underlay| &underlay.paths);
-        let updated = peers::update(&mut lock(&self.datapath), &done, desired, paths);
         // Also after a failure: this agent has been here, its programs need not be attached anew.
         self.done = Some(done);
         updated.map_err(|error| kernel(codes::BPF_LOAD, &error))?;
@@ -293,7 +291,7 @@ impl NodeNet {
             mtu,
             paths: ways
                 .iter()
-                .filter_map(|way| Some((way.peer, way.pod_mtu().filter(|path| u32::from(*path) < mtu)?)))
+                .filter_map(|way| way.path(uplink.index, mtu))
                 .collect(),
             selection: self.select(&uplink, &ways),
             uplink,
@@ -544,16 +542,19 @@ fn pod_mtu(uplink: &Link) -> Result<u32, UserError> {
 
 /// The datapath's word for it.
 pub fn target(prefix: Prefix, paths: &Paths) -> PrefixTarget {
+    let path = |underlay| paths.get(underlay).copied().unwrap_or_default();
     match prefix {
         Prefix::LocalBlock => PrefixTarget::LocalBlock,
         Prefix::RemoteBlock { underlay } => PrefixTarget::RemoteBlock {
             underlay: underlay.into(),
-            mtu: paths.get(&underlay).copied(),
+            mtu: path(&underlay).mtu,
+            next_hop: path(&underlay).next_hop,
         },
         Prefix::SelfNode => PrefixTarget::SelfNode,
         Prefix::RemoteNode { underlay } => PrefixTarget::RemoteNode {
             underlay: underlay.into(),
-            mtu: paths.get(&underlay).copied(),
+            mtu: path(&underlay).mtu,
+            next_hop: path(&underlay).next_hop,
         },
         Prefix::Pool => PrefixTarget::Pool,
         Prefix::Native => PrefixTarget::Native,

@@ -119,3 +119,63 @@ fn a_path_that_takes_less_is_told_to_programs_and_stack_until_it_takes_more() {
         assert!(own.iter().all(|route| route.dst != block), "{own:?}");
     });
 }
+
+/// Who takes packets to the node that this is a block or an address of, as the maps have it.
+fn next_hop(node: &mut Node, block: &str) -> Option<std::net::Ipv4Addr> {
+    let prefixes = node.wiring.datapath.lock().unwrap().prefixes().list().unwrap();
+    match prefixes[&block.parse().unwrap()] {
+        PrefixTarget::RemoteBlock { next_hop, .. } | PrefixTarget::RemoteNode { next_hop, .. } => next_hop,
+        other => panic!("{block} is {other:?}"),
+    }
+}
+
+#[test]
+fn the_next_hop_is_in_the_maps_where_it_is_the_same_for_all_packets() {
+    on_a_node_told(TransportChoice::Auto, |mut node| {
+        let (itself, gateway) = (
+            Some("10.224.0.5".parse().unwrap()),
+            Some("10.224.0.1".parse().unwrap()),
+        );
+        let held = |node: &mut Node| {
+            assert_eq!(chosen(node).1, "Possible");
+            let hop = next_hop(node, "10.244.1.0/24");
+            assert_eq!(next_hop(node, "10.224.0.5/32"), hop);
+            hop
+        };
+        assert_eq!(held(&mut node), itself);
+        for (change, expected) in [
+            ("route add 10.224.0.5 src 10.224.0.4 via 10.224.0.1", gateway),
+            (
+                "route replace 10.224.0.5 src 10.224.0.4 nexthop via 10.224.0.1 nexthop via 10.224.0.2",
+                None,
+            ),
+            ("route replace 10.224.0.5 src 10.224.0.4 via 10.224.0.1", gateway),
+            ("rule add fwmark 1 lookup 100", None),
+            ("rule delete fwmark 1 lookup 100", gateway),
+            ("route delete 10.224.0.5", itself),
+        ] {
+            ip(change);
+            assert!(node.net.is_underlay_changed(&node.desired), "{change}");
+            assert_eq!(held(&mut node), expected, "{change}");
+        }
+        assert_eq!(node.net.repairs(), [], "nobody changed anything of Weft's");
+    });
+}
+
+#[test]
+fn the_next_hops_of_nodes_that_come_and_go_do_too() {
+    on_a_node_told(TransportChoice::Auto, |mut node| {
+        let third = "10.224.0.6".parse().unwrap();
+        let mut wish = crate::desired::Desired::clone(&node.desired);
+        wish.nodes.insert(third);
+        let remote = crate::desired::Prefix::RemoteBlock { underlay: third };
+        wish.prefixes.insert("10.244.2.0/24".parse().unwrap(), remote);
+        let wish = std::sync::Arc::new(wish);
+        assert!(node.net.update_peers(&wish).unwrap());
+        assert_eq!(next_hop(&mut node, "10.244.2.0/24"), Some(third));
+        assert!(!node.net.is_underlay_changed(&wish));
+        let before = std::sync::Arc::clone(&node.desired);
+        assert!(node.net.update_peers(&before).unwrap());
+        assert!(!node.net.is_underlay_changed(&before));
+    });
+}

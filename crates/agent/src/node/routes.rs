@@ -61,7 +61,7 @@ impl NodeNet {
             .prefixes
             .iter()
             .filter_map(|(net, prefix)| match prefix {
-                Prefix::RemoteBlock { underlay } => Some((*net, *paths.get(underlay)?)),
+                Prefix::RemoteBlock { underlay } => Some((*net, paths.get(underlay)?.mtu?)),
                 _ => None,
             })
             .collect();

@@ -105,6 +105,7 @@ fn world(frame: Vec<u8>, ifindex: u32, direct: bool) -> World {
     let prefixes = prefixes.map(|(network, len, kind, underlay)| {
         let prefix = Prefix {
             underlay: underlay.map_or(Address::UNSPECIFIED, v4),
+            next_hop: underlay.map_or([0; 4], |node| node.octets()),
             kind: kind as u16,
             mtu: 0,
         };

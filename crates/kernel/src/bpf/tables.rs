@@ -1,7 +1,7 @@
 //! The maps that user space fills, each as a [`Target`].
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, MapData, MapError};
@@ -50,6 +50,9 @@ pub enum PrefixTarget {
         underlay: IpAddr,
         /// Largest IP packet in bytes that may enter the tunnel there, where that is less than [`NodeConfig::pod_mtu`].
         mtu: Option<u16>,
+        /// Who takes packets to that node on the uplink's network, where that is the same for all of them: the node
+        /// itself or a gateway. Without it, the node's routes are asked about each packet.
+        next_hop: Option<Ipv4Addr>,
     },
     /// An address of this node.
     SelfNode,
@@ -59,6 +62,8 @@ pub enum PrefixTarget {
         underlay: IpAddr,
         /// As for its blocks.
         mtu: Option<u16>,
+        /// As for its blocks.
+        next_hop: Option<Ipv4Addr>,
     },
     /// Pod CIDR; the blocks of it that a node holds are longer prefixes.
     Pool,
@@ -174,29 +179,53 @@ impl Datapath {
 
 impl PrefixTarget {
     fn to_abi(self) -> Prefix {
-        let (kind, underlay, mtu) = match self {
-            Self::LocalBlock => (PrefixKind::LocalBlock, None, None),
-            Self::RemoteBlock { underlay, mtu } => (PrefixKind::RemoteBlock, Some(underlay), mtu),
-            Self::SelfNode => (PrefixKind::SelfNode, None, None),
-            Self::RemoteNode { underlay, mtu } => (PrefixKind::RemoteNode, Some(underlay), mtu),
-            Self::Pool => (PrefixKind::Pool, None, None),
-            Self::Native => (PrefixKind::Native, None, None),
-        };
-        Prefix {
-            underlay: underlay.map_or(Address::UNSPECIFIED, to_abi),
+        let to_node = |kind, underlay, mtu: Option<u16>, next_hop: Option<Ipv4Addr>| Prefix {
+            underlay: to_abi(underlay),
+            next_hop: next_hop.map_or([0; 4], |address| address.octets()),
             kind: kind as u16,
             mtu: mtu.unwrap_or(0),
+        };
+        let other = |kind: PrefixKind| Prefix {
+            underlay: Address::UNSPECIFIED,
+            next_hop: [0; 4],
+            kind: kind as u16,
+            mtu: 0,
+        };
+        match self {
+            Self::LocalBlock => other(PrefixKind::LocalBlock),
+            Self::RemoteBlock {
+                underlay,
+                mtu,
+                next_hop,
+            } => to_node(PrefixKind::RemoteBlock, underlay, mtu, next_hop),
+            Self::SelfNode => other(PrefixKind::SelfNode),
+            Self::RemoteNode {
+                underlay,
+                mtu,
+                next_hop,
+            } => to_node(PrefixKind::RemoteNode, underlay, mtu, next_hop),
+            Self::Pool => other(PrefixKind::Pool),
+            Self::Native => other(PrefixKind::Native),
         }
     }
 
     fn from_abi(prefix: Prefix) -> Option<Self> {
         let underlay = from_abi(prefix.underlay);
         let mtu = (prefix.mtu != 0).then_some(prefix.mtu);
+        let next_hop = (prefix.next_hop != [0; 4]).then(|| prefix.next_hop.into());
         Some(match PrefixKind::from_raw(prefix.kind)? {
             PrefixKind::LocalBlock => Self::LocalBlock,
-            PrefixKind::RemoteBlock => Self::RemoteBlock { underlay, mtu },
+            PrefixKind::RemoteBlock => Self::RemoteBlock {
+                underlay,
+                mtu,
+                next_hop,
+            },
             PrefixKind::SelfNode => Self::SelfNode,
-            PrefixKind::RemoteNode => Self::RemoteNode { underlay, mtu },
+            PrefixKind::RemoteNode => Self::RemoteNode {
+                underlay,
+                mtu,
+                next_hop,
+            },
             PrefixKind::Pool => Self::Pool,
             PrefixKind::Native => Self::Native,
         })

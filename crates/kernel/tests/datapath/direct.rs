@@ -3,8 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Instant;
 
-use weft_kernel::bpf::{DropReason, ForwardPath, Identity, Transport};
+use weft_kernel::bpf::{DropReason, ForwardPath, Identity, PrefixTarget, Transport};
 use weft_kernel::sockets::{FrameSocket, udp_packet, udp_socket};
+use weft_kernel::target::Target;
 use weft_model::Mac;
 
 use crate::frames::{IPV4, Ip, ethernet, inner, packet_of, readdressed, vxlan};
@@ -145,6 +146,56 @@ fn fragments_and_a_node_whose_neighbours_are_forgotten_lose_nothing() {
     for length in [100, 9000] {
         udp_echo(&one.ns.netns, &two.ns.netns, to, to, &vec![7; length]).unwrap();
     }
+    assert!(cluster.nodes.iter().all(|node| node.by_device() == [0, 0]));
+}
+
+#[test]
+fn packets_go_to_the_next_hop_of_the_map_and_without_one_where_routes_lead() {
+    needs_root!();
+    let (mut cluster, one, two) = cluster([true, true]);
+    let (node, block) = (cluster.nodes[1].underlay, cluster.nodes[1].block);
+    let gateway = Ipv4Addr::new(172, 31, 0, 101);
+    let router = cluster.host(1);
+    router.sysctl("ipv4/ip_forward", "1");
+    for link in ["all", "eth0"] {
+        router.sysctl(&format!("ipv4/conf/{link}/send_redirects"), "0");
+    }
+    let forwarded = || {
+        let table = router.exec("cat /proc/net/snmp");
+        let mut rows = table.lines().filter(|line| line.starts_with("Ip:"));
+        let column = rows
+            .next()
+            .unwrap()
+            .split(' ')
+            .position(|name| name == "ForwDatagrams");
+        let value = rows.next().unwrap().split(' ').nth(column.unwrap());
+        value.unwrap().parse::<u64>().unwrap()
+    };
+    let to = SocketAddrV4::new(two.address, 2000);
+    let by_router = |cluster: &mut Cluster, next_hop| {
+        let target = PrefixTarget::RemoteBlock {
+            underlay: node.into(),
+            mtu: None,
+            next_hop,
+        };
+        let mut prefixes = cluster.nodes[0].datapath.prefixes();
+        prefixes.apply(&block.into(), &target).unwrap();
+        let before = forwarded();
+        udp_echo(&one.ns.netns, &two.ns.netns, to, to, b"hello").unwrap();
+        forwarded() - before
+    };
+    assert_eq!(by_router(&mut cluster, None), 0);
+    assert_eq!(by_router(&mut cluster, Some(gateway)), 1);
+    cluster.nodes[0].ns.exec("ip neigh flush dev eth0");
+    assert_eq!(
+        by_router(&mut cluster, Some(gateway)),
+        1,
+        "a neighbour to be found out"
+    );
+    let route = format!("ip route add {node} via {gateway}");
+    cluster.nodes[0].ns.exec(&route);
+    assert_eq!(by_router(&mut cluster, None), 1);
+    assert_eq!(by_router(&mut cluster, Some(node)), 0);
     assert!(cluster.nodes.iter().all(|node| node.by_device() == [0, 0]));
 }
 

@@ -144,9 +144,17 @@ fn narrow() -> (Cluster, Pod, Pod) {
         .replace_route(&route.with_mtu(NARROW.into()))
         .unwrap();
     let mut prefixes = node.datapath.prefixes();
-    let entry = PrefixTarget::RemoteBlock { underlay, mtu };
+    let entry = PrefixTarget::RemoteBlock {
+        underlay,
+        mtu,
+        next_hop: Some(address),
+    };
     prefixes.apply(&block.into(), &entry).unwrap();
-    let entry = PrefixTarget::RemoteNode { underlay, mtu };
+    let entry = PrefixTarget::RemoteNode {
+        underlay,
+        mtu,
+        next_hop: Some(address),
+    };
     prefixes.apply(&Ipv4Net::from(address).into(), &entry).unwrap();
     (cluster, one, two)
 }

@@ -237,7 +237,14 @@ fn a_nodes_packets_come_from_its_tunnel_address_only() {
     let datapath = &mut cluster.nodes[0].datapath;
     datapath
         .prefixes()
-        .apply(&known, &PrefixTarget::RemoteNode { underlay, mtu: None })
+        .apply(
+            &known,
+            &PrefixTarget::RemoteNode {
+                underlay,
+                mtu: None,
+                next_hop: None,
+            },
+        )
         .unwrap();
     check(&cluster, DropReason::UnknownNode);
     let datapath = &mut cluster.nodes[0].datapath;

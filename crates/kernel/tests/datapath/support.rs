@@ -392,8 +392,22 @@ impl Node {
                 prefixes.insert(block.into(), PrefixTarget::LocalBlock);
                 prefixes.insert(host, PrefixTarget::SelfNode);
             } else {
-                prefixes.insert(block.into(), PrefixTarget::RemoteBlock { underlay, mtu: None });
-                prefixes.insert(host, PrefixTarget::RemoteNode { underlay, mtu: None });
+                prefixes.insert(
+                    block.into(),
+                    PrefixTarget::RemoteBlock {
+                        underlay,
+                        mtu: None,
+                        next_hop: Some(address),
+                    },
+                );
+                prefixes.insert(
+                    host,
+                    PrefixTarget::RemoteNode {
+                        underlay,
+                        mtu: None,
+                        next_hop: Some(address),
+                    },
+                );
             }
         }
         set(&mut self.datapath.prefixes(), &prefixes);
