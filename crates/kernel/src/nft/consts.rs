@@ -1,4 +1,4 @@
-//! Numbers of include/uapi/linux/netfilter/{nfnetlink,nf_tables,nf_nat}.h and netfilter_ipv4.h.
+//! Numbers of include/uapi/linux/netfilter/{nfnetlink,nf_tables,nf_nat,nf_conntrack_tuple_common}.h and netfilter_ipv4.h.
 
 pub(super) const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 pub(super) const NFNL_MSG_BATCH_END: u16 = 0x11;
@@ -52,6 +52,13 @@ pub(super) const NFTA_META_KEY: u16 = 2;
 pub(super) const NFT_META_IIFNAME: u32 = 6;
 pub(super) const NFT_META_OIFNAME: u32 = 7;
 pub(super) const NFT_META_L4PROTO: u32 = 16;
+
+pub(super) const NFTA_CT_DREG: u16 = 1;
+pub(super) const NFTA_CT_KEY: u16 = 2;
+pub(super) const NFTA_CT_DIRECTION: u16 = 3;
+pub(super) const NFT_CT_SRC_IP: u32 = 19;
+pub(super) const IP_CT_DIR_ORIGINAL: u8 = 0;
+pub(super) const IP_CT_DIR_REPLY: u8 = 1;
 
 pub(super) const NFTA_CMP_SREG: u16 = 1;
 pub(super) const NFTA_CMP_OP: u16 = 2;

@@ -95,6 +95,11 @@ pub enum Match {
     Source(Ipv4Net),
     /// Its destination is in this range.
     Destination(Ipv4Net),
+    /// Its connection was begun by an address in this range. Never of a packet that isn't tracked.
+    Beginner(Ipv4Net),
+    /// Its connection is answered by an address in this range: the source of replies before they are translated back.
+    /// Never of a packet that isn't tracked.
+    Answerer(Ipv4Net),
     /// It carries this protocol (IANA protocol numbers).
     Protocol(u8),
     /// Its destination port, of TCP or UDP: comes after [`Protocol`](Self::Protocol).
@@ -277,8 +282,10 @@ impl Match {
             Self::Iif(name) => interface(list, NFT_META_IIFNAME, NFT_CMP_EQ, name),
             Self::Oif(name) => interface(list, NFT_META_OIFNAME, NFT_CMP_EQ, name),
             Self::OifNot(name) => interface(list, NFT_META_OIFNAME, NFT_CMP_NEQ, name),
-            Self::Source(net) => in_range(list, SOURCE, *net),
-            Self::Destination(net) => in_range(list, DESTINATION, *net),
+            Self::Source(net) => in_range(address(list, SOURCE), *net),
+            Self::Destination(net) => in_range(address(list, DESTINATION), *net),
+            Self::Beginner(net) => in_range(sender(list, IP_CT_DIR_ORIGINAL), *net),
+            Self::Answerer(net) => in_range(sender(list, IP_CT_DIR_REPLY), *net),
             Self::Protocol(protocol) => compare(meta(list, NFT_META_L4PROTO), NFT_CMP_EQ, &[*protocol]),
             Self::DestinationPort(port) => {
                 let loaded = payload(list, NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
@@ -431,8 +438,20 @@ fn interface(list: Message, key: u32, operation: u32, name: &Interface) -> Messa
     compare(meta(list, key), operation, &value)
 }
 
-fn in_range(list: Message, offset: u32, net: Ipv4Net) -> Message {
-    let loaded = payload(list, NFT_PAYLOAD_NETWORK_HEADER, offset, 4);
+fn address(list: Message, offset: u32) -> Message {
+    payload(list, NFT_PAYLOAD_NETWORK_HEADER, offset, 4)
+}
+
+/// The source of a connection's packets of one direction, as they arrive.
+fn sender(list: Message, direction: u8) -> Message {
+    expression(list, "ct", |data| {
+        data.be32(NFTA_CT_DREG, NFT_REG_1)
+            .be32(NFTA_CT_KEY, NFT_CT_SRC_IP)
+            .u8(NFTA_CT_DIRECTION, direction)
+    })
+}
+
+fn in_range(loaded: Message, net: Ipv4Net) -> Message {
     let masked = if net.prefix_len() == 32 {
         loaded
     } else {

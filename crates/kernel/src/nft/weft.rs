@@ -18,6 +18,8 @@ const WEFT_LINKS: Interface = Interface::Prefix("weft");
 const TCP: u8 = libc::IPPROTO_TCP as u8;
 const UDP: u8 = libc::IPPROTO_UDP as u8;
 
+const TO_TUNNEL_PORT: &str = "pod to tunnel port";
+
 /// What Weft's table depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeftNft {
@@ -48,14 +50,15 @@ pub struct WeftNft {
 ///   node, gets the overlay device's address, which is the node's (`overlay`):
 ///   the other end believes this node no other source, and has to answer by
 ///   this node.
-/// - `fence`, after all destination NAT and before source NAT: a pod's UDP to
-///   the overlay's port is dropped. Masqueraded, it would come from a node,
+/// - `guard`, after all NAT, drops two things. A pod's UDP to the overlay's
+///   port: masqueraded, or as a reply translated back, it comes from a node,
 ///   whose packets other nodes believe. The pod's own program refuses this for
 ///   the nodes' addresses that it knows, but sees neither what NAT makes of
-///   another destination nor a node's further addresses.
-/// - `guard`, after all source NAT: drops what still has a pod's source then
-///   and is not exempt (`untranslated`). That is what conntrack considers
-///   invalid and so no NAT touches, such as a late TCP segment.
+///   another destination nor a node's further addresses. That a pod sent it,
+///   the connection tells, whatever its source is by now. And what still has a
+///   pod's source and is not exempt (`untranslated`): what conntrack considers
+///   invalid and so no NAT touches, such as a late TCP segment. It is one
+///   chain because each costs every packet that the node forwards.
 /// - `prerouting` and `output`: the overlay's outer packets aren't tracked.
 ///
 /// # Errors
@@ -65,7 +68,6 @@ pub fn weft_table(weft: &WeftNft) -> Result<Ruleset> {
         name: WEFT_TABLE.to_owned(),
         comment: "made by the weft agent, replaced as a whole".to_owned(),
         chains: vec![
-            fence(weft),
             guard(weft),
             untranslated(weft),
             postrouting(weft),
@@ -137,37 +139,20 @@ fn overlay(weft: &WeftNft) -> Chain {
     }
 }
 
-fn fence(weft: &WeftNft) -> Chain {
-    let to_tunnel_port = |net| {
-        let when = [
-            Match::Source(net),
-            Match::OifNot(WEFT_LINKS),
-            Match::Protocol(UDP),
-            Match::DestinationPort(weft.vxlan_port),
-        ];
-        rule(when, Action::Drop).counted("pod to tunnel port")
-    };
-    Chain {
-        name: "fence",
-        base: Some(Base {
-            kind: ChainKind::Filter,
-            hook: Hook::Postrouting,
-            priority: NF_IP_PRI_NAT_SRC - 10,
-        }),
-        rules: Ipv4Net::aggregate(&weft.pod_cidrs)
-            .into_iter()
-            .map(to_tunnel_port)
-            .collect(),
-    }
-}
-
 fn guard(weft: &WeftNft) -> Chain {
-    let from_pod = |net| {
+    let pods = Ipv4Net::aggregate(&weft.pod_cidrs);
+    let fence = pods.iter().flat_map(|net| {
+        [Match::Beginner(*net), Match::Answerer(*net)].map(|pod| {
+            let [udp, port] = to_tunnel_port(weft);
+            rule([udp, port, Match::OifNot(WEFT_LINKS), pod], Action::Drop).counted(TO_TUNNEL_PORT)
+        })
+    });
+    let from_pod = pods.iter().map(|net| {
         rule(
-            [Match::Source(net), Match::OifNot(WEFT_LINKS)],
+            [Match::Source(*net), Match::OifNot(WEFT_LINKS)],
             Action::Goto("untranslated"),
         )
-    };
+    });
     Chain {
         name: "guard",
         base: Some(Base {
@@ -175,14 +160,13 @@ fn guard(weft: &WeftNft) -> Chain {
             hook: Hook::Postrouting,
             priority: NF_IP_PRI_NAT_SRC + 10,
         }),
-        rules: Ipv4Net::aggregate(&weft.pod_cidrs)
-            .into_iter()
-            .map(from_pod)
-            .collect(),
+        rules: fence.chain(from_pod).collect(),
     }
 }
 
+/// Still with a pod's source, out of a link that is not Weft's.
 fn untranslated(weft: &WeftNft) -> Chain {
+    let fence = rule(to_tunnel_port(weft), Action::Drop).counted(TO_TUNNEL_PORT);
     let exempt = Ipv4Net::aggregate(&weft.non_masquerade)
         .into_iter()
         .map(|net| rule([Match::Destination(net)], Action::Return));
@@ -190,8 +174,12 @@ fn untranslated(weft: &WeftNft) -> Chain {
     Chain {
         name: "untranslated",
         base: None,
-        rules: exempt.chain([other]).collect(),
+        rules: [fence].into_iter().chain(exempt).chain([other]).collect(),
     }
+}
+
+fn to_tunnel_port(weft: &WeftNft) -> [Match; 2] {
+    [Match::Protocol(UDP), Match::DestinationPort(weft.vxlan_port)]
 }
 
 fn untracked(name: &'static str, hook: Hook, weft: &WeftNft, link: fn(Interface) -> Match) -> Chain {

@@ -136,17 +136,15 @@ fn nft_shows_the_table_as_it_was_meant() {
     Nft::open_in(&test.netns).unwrap().apply(&ruleset()).unwrap();
     let expected = r#"table ip weft {
 	comment "made by the weft agent, replaced as a whole"
-	chain fence {
-		type filter hook postrouting priority srcnat - 10; policy accept;
-		ip saddr 10.244.0.0/16 oifname != "weft*" udp dport 8472 counter packets 0 bytes 0 drop comment "pod to tunnel port"
-	}
-
 	chain guard {
 		type filter hook postrouting priority srcnat + 10; policy accept;
+		udp dport 8472 oifname != "weft*" ct original ip saddr 10.244.0.0/16 counter packets 0 bytes 0 drop comment "pod to tunnel port"
+		udp dport 8472 oifname != "weft*" ct reply ip saddr 10.244.0.0/16 counter packets 0 bytes 0 drop comment "pod to tunnel port"
 		ip saddr 10.244.0.0/16 oifname != "weft*" goto untranslated
 	}
 
 	chain untranslated {
+		udp dport 8472 counter packets 0 bytes 0 drop comment "pod to tunnel port"
 		ip daddr 10.1.0.0/16 return
 		ip daddr 10.3.0.0/24 return
 		counter packets 0 bytes 0 drop comment "pod source not translated"
@@ -298,13 +296,41 @@ fn a_pod_reaches_no_tunnel_port_not_even_behind_nat() {
     for (number, to) in [(1, VIP), (2, "10.224.0.9:8472")] {
         pod.send_to(b"forged", to).unwrap();
         pod.send_to(&[0; 4000], to).unwrap();
-        let counted = net.node.exec("nft list chain ip weft fence");
+        let counted = net.node.exec("nft list chain ip weft guard");
         let packets = format!("counter packets {} ", 2 * number);
         assert!(counted.contains(&packets), "{to}: {counted}");
     }
     pod.send_to(b"honest", ELSEWHERE).unwrap();
     let (length, _) = other.recv_from(&mut buffer).unwrap();
     assert_eq!(&buffer[..length], b"honest");
+    // Nor does its answer to who asks a port of its node's that leads to it.
+    net.node
+        .exec("nft add rule ip proxy pre iifname eth0 udp dport 30053 dnat to 10.244.1.5:53");
+    let service = socket(&net.pod, &format!("{POD}:53"));
+    let mut answered = |port: u16| {
+        let client = socket(&net.outside, &format!("{OUTSIDE}:{port}"));
+        client.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        client.send_to(b"?", format!("{NODE}:30053")).unwrap();
+        let (_, seen) = service.recv_from(&mut buffer).unwrap();
+        service.send_to(b"!", seen).unwrap();
+        client.recv_from(&mut [0; 16]).is_ok()
+    };
+    assert!(answered(40_000));
+    drop(tunnel);
+    assert!(!answered(8472));
+    let tunnel = socket(&net.outside, &format!("{OUTSIDE}:8472"));
+    // What isn't tracked is known by its source, and neither masqueraded nor exempt.
+    for command in [
+        "table ip untracking",
+        "chain ip untracking pre { type filter hook prerouting priority raw ; }",
+        "rule ip untracking pre iifname \"weft*\" udp dport 8472 notrack",
+    ] {
+        net.node.exec(&format!("nft add {command}"));
+    }
+    pod.send_to(b"forged", format!("{OUTSIDE}:8472")).unwrap();
+    let counted = net.node.exec("nft list chain ip weft untranslated");
+    assert!(counted.contains("udp dport 8472 counter packets 1 "), "{counted}");
+    net.node.exec("nft delete table ip untracking");
     // The node itself is a peer of the tunnel; its datagram is the first that arrives there.
     let node = socket(&net.node, &format!("{NODE}:0"));
     node.send_to(b"node", format!("{OUTSIDE}:8472")).unwrap();
