@@ -7,7 +7,7 @@ use crate::pods::Pods;
 use crate::probe::{self, Probe};
 use crate::saved::Saved;
 use crate::watch::View;
-use crate::wiring::{HOST_PREFIX, PodKernel, pod_mac};
+use crate::wiring::{HOST_PREFIX, PodKernel, is_doomed, pod_mac};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -448,9 +448,12 @@ fn parameters_differ() -> bool {
 
 /// What a change is an occasion for, if for anything.
 fn occasion(change: &Change, rtnl: &mut Rtnl) -> Option<Wake> {
+    // What goes with an interface that was detached goes for good. So does what is the probe's: it comes and goes with
+    // every pass, and would be the occasion for the next one.
     let mut pods = |link: u32| {
-        rtnl.link(link)
-            .is_ok_and(|link| link.is_some_and(|link| is_pods(&link)))
+        rtnl.link(link).is_ok_and(|link| {
+            link.is_some_and(|link| is_pods(&link) && !is_doomed(&link) && link.name != probe::interface())
+        })
     };
     let wanted = match change {
         Change::Resync | Change::AddressGone(_) | Change::Address(_) => true,
@@ -470,7 +473,11 @@ fn occasion(change: &Change, rtnl: &mut Rtnl) -> Option<Wake> {
         }
         Change::Link(_) => true,
         Change::LinkGone(link) => link.name == OVERLAY,
-        Change::RouteGone(route) => route.protocol == RTPROT_WEFT,
+        Change::RouteGone(route) => {
+            route.protocol == RTPROT_WEFT
+                && route.dst.addr() != IpAddr::V4(probe::ADDRESS)
+                && !route.oif.is_some_and(|link| is_detached(link, rtnl))
+        }
         Change::Route(_) | Change::Rules => false,
     };
     if wanted {
@@ -478,6 +485,12 @@ fn occasion(change: &Change, rtnl: &mut Rtnl) -> Option<Wake> {
     } else {
         is_foreign_route(change).then_some(Wake::Routes)
     }
+}
+
+/// Whether a link is about to go because its pod was detached.
+fn is_detached(link: u32, rtnl: &mut Rtnl) -> bool {
+    rtnl.link(link)
+        .is_ok_and(|link| link.is_some_and(|link| is_doomed(&link)))
 }
 
 fn is_pods(link: &Link) -> bool {
@@ -506,4 +519,24 @@ fn replace(current: &mut Readiness, next: Readiness) -> bool {
     }
     *current = next;
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_kernel::rtnl::Route;
+
+    #[test]
+    fn a_route_that_goes_is_an_occasion_but_for_the_probes() {
+        let mut rtnl = Rtnl::open().unwrap();
+        let mut gone = |address: Ipv4Addr| {
+            let route = Route {
+                protocol: RTPROT_WEFT,
+                ..Route::link(IpAddr::V4(address), u32::MAX >> 1)
+            };
+            occasion(&Change::RouteGone(route), &mut rtnl)
+        };
+        assert_eq!(gone(Ipv4Addr::new(10, 244, 0, 7)), Some(Wake::Kernel));
+        assert_eq!(gone(probe::ADDRESS), None);
+    }
 }

@@ -13,7 +13,7 @@ use weft_kernel::NetNs;
 use weft_model::{AttachmentKey, UserError, codes};
 
 /// Beside the gateway, where no pod's address can be.
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 
 /// Names the probe's interface; container IDs of runtimes are hexadecimal.
 pub const CONTAINER: &str = "weft-probe";

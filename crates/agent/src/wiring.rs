@@ -12,6 +12,7 @@ mod pass;
 mod reaper;
 
 use self::reaper::Reaper;
+pub use self::reaper::is_doomed;
 use crate::node::{lock, no_ipv6};
 use crate::pass::Pass;
 use crate::probe;

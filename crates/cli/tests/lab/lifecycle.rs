@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -64,6 +65,30 @@ fn a_cluster_is_made_works_and_leaves_nothing() {
     assert_eq!(name.traces(), before);
     let gone = weft(&["lab", "status", name.as_str()]);
     assert!(text(&gone).starts_with("error[WEFT-1101]: "), "{}", text(&gone));
+}
+
+#[test]
+fn an_agent_with_nothing_to_do_leaves_its_node_alone() {
+    if !is_root("an_agent_with_nothing_to_do_leaves_its_node_alone") {
+        return;
+    }
+    let name = Name::new("idle");
+    weft_ok(&["lab", "create", name.as_str(), "--node-count", "1"]);
+    // What the start of the cluster was the occasion for is over.
+    std::thread::sleep(Duration::from_secs(3));
+    let said = weft_ok(&[
+        "lab",
+        "node-exec",
+        name.as_str(),
+        "node-1",
+        "--",
+        "sh",
+        "-c",
+        "timeout 5 ip monitor link || true",
+    ]);
+    // The probe of a pass makes a link and removes it, and there is a pass every half a minute.
+    let gone = said.lines().filter(|line| line.contains("Deleted")).count();
+    assert!(gone <= 1, "{gone} links went within 5 s on an idle node:\n{said}");
 }
 
 #[test]
