@@ -26,10 +26,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             host::as_root("bench")
         );
     }
-    for (program, package) in [("ip", "iproute2"), ("bridge", "iproute2"), ("nft", "nftables")] {
+    for (program, package) in [
+        ("ip", "iproute2"),
+        ("bridge", "iproute2"),
+        ("nft", "nftables"),
+        ("nsenter", "util-linux"),
+    ] {
         if host::which(program).is_none() {
             bail!(
-                "the alternatives are set up with `{program}`, which is not in PATH\n  next: install {package}"
+                "the measurements use `{program}`, which is not in PATH\n  next: apt-get install {package}, or the \
+                 package with it of another distribution"
             );
         }
     }

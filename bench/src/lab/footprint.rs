@@ -101,7 +101,8 @@ impl Lab {
             fault(&["--clear"])?;
             ready_ms = measured?;
             let start = Instant::now();
-            while let Err(error) = first.network.status() {
+            // What asks for it fails as long as a node is not Ready.
+            while let Err(error) = self.agent() {
                 interrupt::check()?;
                 if start.elapsed() > PATIENCE {
                     return Err(error.context("the lab's agent does not come back"));
