@@ -1,6 +1,7 @@
 //! What an agent's eBPF maps hold of other nodes, beside what the operator published.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::offset_of;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use aya::maps::{HashMap, LpmTrie, Map, MapData};
 use ipnet::Ipv4Net;
 use kube::api::ListParams;
 use kube::{Api, Client};
-use weft_abi::{ABI_VERSION, PrefixKind, names};
+use weft_abi::{ABI_VERSION, Endpoint, Prefix, PrefixKind, names};
 use weft_api::{NodeNetwork, NodeSlice};
 
 /// The blocks of every node, by its address: what the maps of every agent have to hold.
@@ -19,8 +20,8 @@ pub(crate) type Blocks = BTreeMap<Ipv4Addr, Vec<Ipv4Net>>;
 /// The pinned maps of a node.
 pub(crate) struct Maps {
     nodes: HashMap<MapData, [u8; 16], u32>,
-    prefixes: LpmTrie<MapData, [u8; 16], [u8; size_of::<weft_abi::Prefix>()]>,
-    pods: HashMap<MapData, [u8; 16], [u8; size_of::<weft_abi::Endpoint>()]>,
+    prefixes: LpmTrie<MapData, [u8; 16], [u8; size_of::<Prefix>()]>,
+    pods: HashMap<MapData, [u8; 16], [u8; size_of::<Endpoint>()]>,
 }
 
 // === impl Maps ===
@@ -69,8 +70,10 @@ impl Maps {
             for block in blocks {
                 let key = Key::new(96 + u32::from(block.prefix_len()), mapped(block.addr()));
                 let found = self.prefixes.get(&key, 0).context("look up a block")?;
-                let (underlay, kind) = found.split_at(16);
-                if underlay != mapped(*address) || kind != (PrefixKind::RemoteBlock as u32).to_ne_bytes() {
+                let underlay = found.get(offset_of!(Prefix, underlay)..).unwrap_or_default();
+                let kind = found.get(offset_of!(Prefix, kind)..).unwrap_or_default();
+                let wanted = (PrefixKind::RemoteBlock as u16).to_ne_bytes();
+                if !underlay.starts_with(&mapped(*address)) || !kind.starts_with(&wanted) {
                     bail!("block {block} of node {address} has {found:?}");
                 }
             }
