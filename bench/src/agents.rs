@@ -64,7 +64,9 @@ pub(crate) struct Change {
     pub(crate) nodes: usize,
     /// Nodes that got another address.
     pub(crate) changes: u32,
-    /// In how many seconds.
+    /// So many in a second.
+    pub(crate) per_second: u32,
+    /// From the first until the agent had carried out the last, seconds.
     pub(crate) seconds: f64,
     /// Share of one CPU's time that the agent took until it had carried out the last, 0 to 1.
     pub(crate) cpu_share: f64,

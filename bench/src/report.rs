@@ -262,10 +262,12 @@ impl Report {
         if let Some(change) = self.weft.as_ref().and_then(|weft| weft.change.as_ref()) {
             let per_change = change.cpu_share * change.seconds / f64::from(change.changes);
             out += &format!(
-                "\nWhile {} of {} nodes got another address in {:.1} s, Weft's agent with {} pods took {:.1} % of one CPU, \
+                "\nWhile {} of {} nodes got another address, {} a second, and until it had carried out the last, {:.1} s in \
+                 all, Weft's agent with {} pods took {:.1} % of one CPU, \
                  {:.2} ms a change, and {:.1} MiB.\n",
                 change.changes,
                 change.nodes,
+                change.per_second,
                 change.seconds,
                 change.pods,
                 change.cpu_share * 100.0,

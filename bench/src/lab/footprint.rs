@@ -124,13 +124,14 @@ impl Lab {
         let (before, start) = (Usage::of(pid)?, Instant::now());
         let time = Duration::from_secs(effort.change_seconds);
         let (changes, blocks) = first.api.churn(known - 1, CHANGES, time)?;
-        let seconds = start.elapsed().as_secs_f64();
         wait_full(&maps, first.address, &blocks)?;
+        let seconds = start.elapsed().as_secs_f64();
         let after = Usage::of(pid)?;
         Ok(Change {
             pods,
             nodes: known as usize,
             changes,
+            per_second: CHANGES,
             seconds,
             cpu_share: (after.cpu_seconds - before.cpu_seconds) / seconds,
             rss_bytes: after.rss,
