@@ -119,7 +119,7 @@ impl Skb {
 
     /// The first `N` halfwords of the frame, if they are in the linear part.
     #[inline(always)]
-    fn linear<const N: usize>(&self) -> Option<&[u16; N]> {
+    pub fn linear<const N: usize>(&self) -> Option<&[u16; N]> {
         // SAFETY: as above; the verifier turns these two fields into packet pointers.
         let (start, end) = unsafe { ((*self.raw).data as usize, (*self.raw).data_end as usize) };
         if start + mem::size_of::<[u16; N]>() > end {

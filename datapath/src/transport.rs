@@ -7,7 +7,7 @@
 use weft_abi::{
     Address, Config, DropReason, ForwardPath, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Prefix, Vni,
     packet::{ETHERNET_LEN, ETHERTYPE_IPV4, Ipv4},
-    tunnel::{Envelope, Outer, TUNNELLED_HALFWORDS},
+    tunnel::{Envelope, Outer, PROTOCOL_HALFWORDS, TUNNELLED_HALFWORDS, carries_udp},
 };
 
 use crate::{
@@ -72,6 +72,15 @@ pub fn receive(skb: &mut Skb, config: &Config) -> Result<Option<Action>, DropRea
         || skb.protocol() != ETHERTYPE_IPV4
         || skb.has_vlan_tag()
         || !skb.is_for_this_host()
+    {
+        return Ok(None);
+    }
+    // Of a TCP segment often no more than its headers is linear: less than a tunnel packet's, and pulling the rest costs
+    // more than all else here.
+    if skb.linear::<TUNNELLED_HALFWORDS>().is_none()
+        && skb
+            .linear::<PROTOCOL_HALFWORDS>()
+            .is_some_and(|frame| !carries_udp(frame))
     {
         return Ok(None);
     }

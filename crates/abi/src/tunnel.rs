@@ -9,6 +9,9 @@ pub const TUNNELLED_HALFWORDS: usize = OUTER_HALFWORDS + IPV4_HALFWORDS;
 /// Halfwords of what is put between an Ethernet header and the IPv4 header behind it: [`VXLAN_OVERHEAD`] bytes.
 pub const OUTER_HALFWORDS: usize = VXLAN_OVERHEAD as usize / 2;
 
+/// Halfwords of a frame up to the protocol in its IPv4 header.
+pub const PROTOCOL_HALFWORDS: usize = 12;
+
 /// Time to live of outer headers.
 pub const TUNNEL_TTL: u8 = 64;
 
@@ -177,6 +180,15 @@ impl Envelope {
             ETHERTYPE_IPV4.to_be(), // Ethernet
         ]
     }
+}
+
+/// Whether a frame with the EtherType of IPv4 says that it carries UDP.
+#[inline(always)]
+#[must_use]
+pub const fn carries_udp(frame: &[u16; PROTOCOL_HALFWORDS]) -> bool {
+    let [_, _, _, _, _, _, _, _, _, _, _, lifetime_and_protocol] = frame;
+    let [_, protocol] = lifetime_and_protocol.to_ne_bytes();
+    protocol == PROTOCOL_UDP
 }
 
 /// Source port of a flow, 49152 to 65535 (RFC 7348 section 5).

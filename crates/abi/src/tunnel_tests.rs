@@ -118,6 +118,15 @@ fn whatever_is_different_is_left_to_the_device() {
 }
 
 #[test]
+fn frames_that_carry_udp_are_told_from_others() {
+    for (protocol, udp) in [(17, true), (6, false), (1, false), (0, false)] {
+        let frame = frame(|frame| frame[23] = protocol);
+        let beginning = frame.first_chunk().unwrap();
+        assert_eq!(carries_udp(beginning), udp, "{protocol}");
+    }
+}
+
+#[test]
 fn congestion_is_both_bits() {
     for (service, congested) in [(0, false), (1, false), (2, false), (3, true), (0xbb, true)] {
         let (outer, _) = Outer::parse(&frame(|frame| frame[15] = service), LOCAL, PORT).unwrap();
