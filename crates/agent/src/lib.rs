@@ -182,7 +182,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         recovery,
         damage,
     } = open_ledger(&args, &wiring, saved.last().map(|last| &**last))?;
-    recover(&wiring, &ledger, &recovery);
+    recover(&wiring, &ledger, &recovery).context("remove what was left of an ADD")?;
     let intents = Intents::at(args.intent_dir());
     let (waker, wakes) = mpsc::channel();
     let pods = Arc::new(Pods::new(
@@ -350,7 +350,11 @@ fn open_ledger(args: &Args, wiring: &Wiring, last: Option<&Desired>) -> anyhow::
 }
 
 /// Takes out of the kernel what an earlier agent left half done, and gives back what did not survive a reboot.
-fn recover(wiring: &impl PodKernel, ledger: &Ledger, recovery: &Recovery) {
+///
+/// # Errors
+/// What an ADD left can't be removed: the ledger would give its address to another.
+fn recover(wiring: &impl PodKernel, ledger: &Ledger, recovery: &Recovery) -> Result<(), wiring::WiringError> {
+    wiring.remove_unfinished()?;
     for (address, quarantined) in &recovery.quarantined {
         tracing::error!(%address, reason = quarantined.reason, "nobody gets this address");
     }
@@ -370,6 +374,7 @@ fn recover(wiring: &impl PodKernel, ledger: &Ledger, recovery: &Recovery) {
             tracing::error!(attachment = %attachment.key, %error, "could not give back the address of an earlier boot");
         }
     }
+    Ok(())
 }
 
 async fn serve_metrics(address: SocketAddr, metrics: Arc<Metrics>, readiness: channel::Receiver<Readiness>) {

@@ -5,7 +5,6 @@ use super::*;
 use crate::cleanup::{Cleanup, cleanup};
 use crate::desired::{Desired, Prefix};
 use crate::probe::Probe;
-use crate::steps::Steps;
 use std::collections::BTreeSet;
 use weft_kernel::bpf;
 use weft_kernel::nft::Nft;
@@ -164,9 +163,7 @@ fn a_node_that_was_cleaned_up_is_as_it_was() {
             force,
         };
         let (attachment, netns) = pod(7);
-        node.wiring
-            .attach(&attachment, &netns, 1450, &Steps::begin())
-            .unwrap();
+        node.add(&attachment, &netns);
         let error = cleanup(&options(false)).unwrap_err();
         assert_eq!(error.code(), codes::PODS_ON_WEFT);
         assert!(error.message().contains(&attachment.host_name()), "{error}");

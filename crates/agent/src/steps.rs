@@ -29,6 +29,8 @@ pub enum Step {
     Cut,
     /// What is durable: the attachment, or that its address is free.
     Record,
+    /// ADD: the mark of an unfinished attachment taken off.
+    Finish,
     /// What no other step names: the intent of a DEL, what fails, all of the other commands.
     Rest,
     /// The reply, written.
@@ -58,6 +60,7 @@ impl Step {
             Self::Find => "find",
             Self::Cut => "cut",
             Self::Record => "record",
+            Self::Finish => "finish",
             Self::Rest => "rest",
             Self::Answer => "answer",
         }

@@ -68,7 +68,7 @@ pub struct Difference(pub String);
 
 /// The kernel as pods need it.
 pub trait PodKernel: Send + Sync + 'static {
-    /// Makes the attachment. On an error nothing of it is left.
+    /// Makes the attachment, for [`finish`](Self::finish) to follow. On an error nothing of it is left.
     fn attach(
         &self,
         attachment: &Attachment,
@@ -76,6 +76,12 @@ pub trait PodKernel: Send + Sync + 'static {
         mtu: u32,
         steps: &Steps,
     ) -> Result<(), WiringError>;
+
+    /// Has the attachment outlive this agent: one that is not finished is removed by the next.
+    fn finish(&self, attachment: &Attachment) -> Result<(), WiringError>;
+
+    /// Removes what ADDs that never ended left. To be called while there is no ADD.
+    fn remove_unfinished(&self) -> Result<(), WiringError>;
 
     /// Takes the attachment away, as much of it as there is.
     fn detach(&self, attachment: &Attachment) -> Result<(), WiringError>;
@@ -250,6 +256,7 @@ impl Wiring {
                     mac: Some(attachment.host_mac()),
                     mtu: Some(host_mtu(mtu)),
                     alias: Some(&alias),
+                    group: Some(reaper::UNFINISHED),
                     ..LinkSpec::new(&host_name)
                 },
                 &LinkSpec {
@@ -310,8 +317,8 @@ impl Wiring {
             without_ipv6(name)?;
             let mut pod = Rtnl::open()?;
             let index = pod.link_index(name)?;
-            pod.replace_address(&attachment.pod_address(index))?;
-            pod.set_up(index, true)?;
+            pod.add_address(&attachment.pod_address(index))?;
+            pod.bring_up(index)?;
             pod.replace_neighbour(&attachment.pod_neighbour(index))?;
             for route in Attachment::pod_routes(index) {
                 pod.replace_route(&route)?;
@@ -321,7 +328,7 @@ impl Wiring {
         steps.done(Step::Pod);
         // The end that comes up last has its queue at once. The other one waits for the kernel's link watcher and loses
         // what is sent before: the first packets of a pod whose process starts quickly.
-        node.set_up(host, true)?;
+        node.bring_up(host)?;
         if !pod.await_operational(index, LINK_WATCHER)? {
             tracing::warn!(%attachment, "the kernel's link watcher is late; the pod's first packets may be lost");
         }
@@ -377,6 +384,26 @@ impl PodKernel for Wiring {
         self.make(attachment, netns, mtu, steps)
     }
 
+    fn finish(&self, attachment: &Attachment) -> Result<(), WiringError> {
+        Rtnl::open()?.set_group(&attachment.host_name(), 0)?;
+        Ok(())
+    }
+
+    fn remove_unfinished(&self) -> Result<(), WiringError> {
+        let mut node = Rtnl::open()?;
+        for link in node.links()?.iter().filter(|link| reaper::is_unfinished(link)) {
+            tracing::info!(
+                interface = link.name,
+                "removing what an ADD that never ended left"
+            );
+            if let Some(address) = link.mac.and_then(address_of) {
+                lock(&self.datapath).endpoints().remove(&address.into())?;
+            }
+        }
+        node.delete_group(reaper::UNFINISHED)?;
+        Ok(())
+    }
+
     fn detach(&self, attachment: &Attachment) -> Result<(), WiringError> {
         self.remove(attachment, Removal::Soon)
     }
@@ -402,9 +429,10 @@ impl PodKernel for Wiring {
 
 // === private ===
 
-/// Whose the link is, where it is the node's end of an attachment that is not about to go.
+/// Whose the link is, where it is the node's end of an attachment that is whole and not about to go.
 fn attached_by(link: &Link) -> Option<AttachmentKey> {
-    let alias = link.alias.as_deref().filter(|_| !reaper::is_doomed(link));
+    let is_whole = !reaper::is_doomed(link) && !reaper::is_unfinished(link);
+    let alias = link.alias.as_deref().filter(|_| is_whole);
     alias.and_then(key_of_alias)
 }
 
@@ -429,9 +457,9 @@ fn owned(link: &Link, attachment: &Attachment) -> Result<(), WiringError> {
 /// Keeps IPv6, which the overlay does not carry, from talking on `link` of the calling thread's namespace: its router
 /// solicitations would only be counted as drops. A kernel without IPv6 has nothing to change.
 fn without_ipv6(link: &str) -> Result<(), weft_kernel::Error> {
-    match sysctl::write_current(&[(no_ipv6(link)?, "1".into())]) {
+    match sysctl::set_current(&no_ipv6(link)?, "1") {
         Err(error) if error.is_not_found() => Ok(()),
-        written => written.map(drop),
+        written => written,
     }
 }
 
@@ -439,7 +467,7 @@ fn without_ipv6(link: &str) -> Result<(), weft_kernel::Error> {
 /// is not routed to. The effective value is the larger one of the interface's and `all`'s, so 2 also overrules a
 /// strict `all` (Documentation/networking/ip-sysctl.rst).
 fn loose(link: &str) -> Result<(), weft_kernel::Error> {
-    sysctl::write_current(&[(Key::ipv4_conf(link, "rp_filter")?, LOOSE.into())]).map(drop)
+    sysctl::set_current(&Key::ipv4_conf(link, "rp_filter")?, LOOSE)
 }
 
 /// MTU of the node's end. A veth drops what is longer than the receiving end takes, without a word; with room for the

@@ -30,6 +30,14 @@ pub(super) struct Node {
     pub(super) forwarded_before: String,
 }
 
+impl Node {
+    /// An ADD as the runtime hears of it.
+    pub(super) fn add(&self, pod: &Attachment, netns: &NetNs) {
+        self.wiring.attach(pod, netns, MTU, &Steps::begin()).unwrap();
+        self.wiring.finish(pod).unwrap();
+    }
+}
+
 impl Bpffs {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -176,9 +184,7 @@ fn two_pods_and_their_node_reach_each_other() {
         let here = NetNs::current().unwrap();
         let ((a, a_ns), (b, b_ns)) = (pod(0), pod(255));
         for (attachment, netns) in [(&a, &a_ns), (&b, &b_ns)] {
-            node.wiring
-                .attach(attachment, netns, MTU, &Steps::begin())
-                .unwrap();
+            node.add(attachment, netns);
             assert_eq!(
                 words(&node.wiring.check(attachment, netns, MTU).unwrap()),
                 [""; 0]
@@ -220,8 +226,8 @@ fn attach_refuses_an_interface_that_is_there_and_leaves_it_alone() {
 fn attach_replaces_what_an_interrupted_one_left() {
     on_a_node(|node| {
         let ((a, first), (_, second)) = (pod(1), pod(1));
-        node.wiring.attach(&a, &first, MTU, &Steps::begin()).unwrap();
-        node.wiring.attach(&a, &second, MTU, &Steps::begin()).unwrap();
+        node.add(&a, &first);
+        node.add(&a, &second);
         assert_eq!(words(&node.wiring.check(&a, &second, MTU).unwrap()), [""; 0]);
     });
 }
@@ -255,7 +261,7 @@ fn what_is_taken_away_is_cut_off_at_once_and_goes_a_little_later_with_others() {
     on_a_node(|node| {
         let pods: Vec<_> = (1..4).map(pod).collect();
         for (pod, netns) in &pods {
-            node.wiring.attach(pod, netns, MTU, &Steps::begin()).unwrap();
+            node.add(pod, netns);
         }
         let [(a, in_a), (b, in_b), (stays, in_stays)] = &pods[..] else {
             unreachable!()
@@ -275,7 +281,7 @@ fn what_is_taken_away_is_cut_off_at_once_and_goes_a_little_later_with_others() {
         assert_eq!(looking.into_findings(), []);
 
         // Its names are free, whether the kernel has removed it by now or not.
-        node.wiring.attach(a, in_a, MTU, &Steps::begin()).unwrap();
+        node.add(a, in_a);
         assert!(delivers(in_a, in_stays, stays.address));
         let mut left = indices.to_vec();
         for _ in 0..500 {
@@ -290,10 +296,62 @@ fn what_is_taken_away_is_cut_off_at_once_and_goes_a_little_later_with_others() {
 }
 
 #[test]
+fn what_an_add_that_never_ended_left_is_no_pod_and_is_gone_before_the_next_one() {
+    on_a_node(|node| {
+        let pods: Vec<_> = (1..4).map(pod).collect();
+        let [(whole, netns), (killed, in_killed), (lost, in_lost)] = &pods[..] else {
+            unreachable!()
+        };
+        node.add(whole, netns);
+        let unfinished = |pod, netns| node.wiring.attach(pod, netns, MTU, &Steps::begin()).unwrap();
+        unfinished(killed, in_killed);
+        assert_eq!(node.wiring.attached().unwrap(), std::slice::from_ref(&whole.key));
+        let found = node.wiring.found().unwrap();
+        assert!(found.iter().all(|found| found.key == whole.key), "{found:?}");
+
+        node.wiring.remove_unfinished().unwrap();
+        let mut rtnl = Rtnl::open().unwrap();
+        assert_eq!(rtnl.link(&killed.host_name()).unwrap(), None);
+        let endpoints = || {
+            let list = lock(&node.wiring.datapath).endpoints().list().unwrap();
+            list.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(endpoints(), [whole.ip()]);
+
+        // One that could not be taken back while the agent runs is told of, and goes.
+        unfinished(lost, in_lost);
+        let mut looking = Pass::looking();
+        node.wiring
+            .pass(std::slice::from_ref(whole), MTU, &mut looking)
+            .unwrap();
+        let found = looking.into_findings();
+        assert!(
+            found
+                .iter()
+                .any(|finding| finding.what.contains("of an ADD that never ended is there still")),
+            "{found:?}"
+        );
+        let mut mending = Pass::mending();
+        node.wiring
+            .pass(std::slice::from_ref(whole), MTU, &mut mending)
+            .unwrap();
+        for _ in 0..500 {
+            if rtnl.link(&lost.host_name()).unwrap().is_none() {
+                assert_eq!(endpoints(), [whole.ip()]);
+                assert_eq!(words(&node.wiring.check(whole, netns, MTU).unwrap()), [""; 0]);
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("{} is there still", lost.host_name());
+    });
+}
+
+#[test]
 fn what_an_agent_did_not_get_to_remove_is_found_by_the_next() {
     on_a_node(|node| {
         let (pod, netns) = pod(1);
-        node.wiring.attach(&pod, &netns, MTU, &Steps::begin()).unwrap();
+        node.add(&pod, &netns);
         let mut rtnl = Rtnl::open().unwrap();
         rtnl.set_group(pod.host_name().as_str(), reaper::DOOMED).unwrap();
         let mut mending = Pass::mending();
@@ -369,7 +427,7 @@ fn check_names_whatever_is_missing_or_changed() {
             }),
         ];
         for (expected, fault) in faults {
-            node.wiring.attach(&a, &netns, MTU, &Steps::begin()).unwrap();
+            node.add(&a, &netns);
             fault();
             let found = node.wiring.check(&a, &netns, MTU).unwrap();
             assert!(
@@ -386,7 +444,7 @@ fn check_names_whatever_is_missing_or_changed() {
 fn repair_puts_right_what_others_changed_and_says_how_much() {
     on_a_node(|mut node| {
         let (a, netns) = pod(1);
-        node.wiring.attach(&a, &netns, MTU, &Steps::begin()).unwrap();
+        node.add(&a, &netns);
         let held = [a.clone()];
         let look = || {
             let mut pass = Pass::looking();
@@ -484,7 +542,7 @@ fn repair_puts_right_what_others_changed_and_says_how_much() {
 fn a_pod_whose_namespace_went_away_leaves_nothing_in_the_datapath() {
     on_a_node(|node| {
         let (a, netns) = pod(1);
-        node.wiring.attach(&a, &netns, MTU, &Steps::begin()).unwrap();
+        node.add(&a, &netns);
         drop(netns);
         // The kernel removes a namespace's links some time after its last user left.
         for _ in 0..200 {

@@ -97,6 +97,15 @@ pub fn write_current(wanted: &[(Key, String)]) -> Result<Vec<Key>> {
     Ok(changed)
 }
 
+/// Sets a parameter in the calling thread's namespace without a look at it: for one of an interface just made.
+///
+/// # Errors
+/// As for [`write()`].
+pub fn set_current(key: &Key, value: &str) -> Result<()> {
+    fs::write(key.path(), value)
+        .map_err(|errno| Error::new("set sysctl", format_args!("{key} to {value:?}"), errno))
+}
+
 // === impl Key ===
 
 impl Key {

@@ -1,8 +1,9 @@
 //! What the plugin asks for: ADD, DEL, CHECK, GC and STATUS as transactions over ledger and kernel.
 //!
-//! The order is what makes every crash harmless: an address is reserved on disk before anything of it is in the
-//! kernel, and becomes active on disk before the runtime hears of it. DEL goes the other way round: first the kernel
-//! forgets, then the ledger.
+//! The order is what makes every crash harmless: an attachment is made in the kernel marked as unfinished, is written to
+//! disk, loses the mark, and then the runtime hears of it. What bears the mark when an agent starts was never answered
+//! and is removed, before an address is given to anybody. DEL goes the other way round: first the kernel forgets, then
+//! the ledger.
 
 mod pass;
 mod wait;
@@ -256,15 +257,19 @@ impl<K: PodKernel> Pods<K> {
             address,
         };
         if let Err(error) = self.kernel.attach(&attachment, netns, mtu, caller.steps) {
-            // No packet can have carried the address, so the next ADD may have it.
-            self.undo(&attachment, Ledger::withdraw);
+            self.undo(&attachment);
             return Err(self.wiring_failure(&error).into());
         }
         if let Err(error) = self.ledger.activate(&add.key) {
-            self.undo(&attachment, Ledger::release);
+            self.undo(&attachment);
             return Err(self.ledger_failure(error).into());
         }
         caller.steps.done(Step::Record);
+        if let Err(error) = self.kernel.finish(&attachment) {
+            self.undo(&attachment);
+            return Err(self.wiring_failure(&error).into());
+        }
+        caller.steps.done(Step::Finish);
         self.changed.notify_one();
         Ok(Attached {
             host_if_name: attachment.host_name(),
@@ -279,16 +284,12 @@ impl<K: PodKernel> Pods<K> {
     }
 
     /// Takes a half-made attachment back. What fails here is found again by the next start of the agent.
-    fn undo(
-        &self,
-        attachment: &Attachment,
-        give_back: impl Fn(&Ledger, &AttachmentKey) -> Result<Option<weft_ipam::ledger::Attachment>, LedgerError>,
-    ) {
+    fn undo(&self, attachment: &Attachment) {
         if let Err(error) = self.kernel.detach(attachment) {
             tracing::error!(%attachment, %error, "could not take back a failed ADD; its address stays reserved");
             return;
         }
-        if let Err(error) = give_back(&self.ledger, &attachment.key) {
+        if let Err(error) = self.ledger.release(&attachment.key) {
             tracing::error!(%attachment, %error, "could not give back the address of a failed ADD");
         }
     }

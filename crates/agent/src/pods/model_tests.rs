@@ -99,6 +99,8 @@ struct Kernel(Arc<KernelState>);
 #[derive(Default)]
 struct KernelState {
     wired: Mutex<BTreeMap<AttachmentKey, Ipv4Addr>>,
+    /// Those of them whose ADD has not ended.
+    unfinished: Mutex<BTreeSet<AttachmentKey>>,
     /// How many of the next changes fail, with nothing done.
     failing: AtomicU32,
     fuse: Fuse,
@@ -132,12 +134,29 @@ impl PodKernel for Kernel {
             self.0.violations.lock().unwrap().push(words);
         }
         wired.insert(attachment.key.clone(), attachment.address);
+        self.0.unfinished.lock().unwrap().insert(attachment.key.clone());
+        Ok(())
+    }
+
+    fn finish(&self, attachment: &Attachment) -> Result<(), WiringError> {
+        self.step()?;
+        self.0.unfinished.lock().unwrap().remove(&attachment.key);
+        Ok(())
+    }
+
+    fn remove_unfinished(&self) -> Result<(), WiringError> {
+        self.step()?;
+        let mut wired = self.0.wired.lock().unwrap();
+        for key in std::mem::take(&mut *self.0.unfinished.lock().unwrap()) {
+            wired.remove(&key);
+        }
         Ok(())
     }
 
     fn detach(&self, attachment: &Attachment) -> Result<(), WiringError> {
         self.step()?;
         self.0.wired.lock().unwrap().remove(&attachment.key);
+        self.0.unfinished.lock().unwrap().remove(&attachment.key);
         Ok(())
     }
 
@@ -151,7 +170,9 @@ impl PodKernel for Kernel {
     }
 
     fn attached(&self) -> Result<Vec<AttachmentKey>, WiringError> {
-        Ok(self.0.wired.lock().unwrap().keys().cloned().collect())
+        let unfinished = self.0.unfinished.lock().unwrap().clone();
+        let wired = self.wired().into_keys();
+        Ok(wired.filter(|key| !unfinished.contains(key)).collect())
     }
 
     fn pass(&self, _: &[Attachment], _: u32, _: &mut Pass) -> Result<(), WiringError> {
@@ -256,6 +277,7 @@ impl Node {
             self.before = self.disk.cut(&self.before, steps, || dice.one_in(2)).contents();
             self.clock.reboot();
             self.kernel.0.wired.lock().unwrap().clear();
+            self.kernel.0.unfinished.lock().unwrap().clear();
             let now = self.clock.total_ms();
             let mut released = self.told.released.lock().unwrap();
             // What had rested has; for the rest nobody knows how long the machine was off.
@@ -278,7 +300,12 @@ impl Node {
             Err(error) => panic!("seed {}: the ledger does not open: {error}", self.seed),
         };
         assert_eq!(recovery.quarantined, vec![], "seed {}", self.seed);
-        crate::recover(&self.kernel, &ledger, &recovery);
+        if crate::recover(&self.kernel, &ledger, &recovery).is_err() {
+            drop(ledger);
+            self.before = self.disk.contents();
+            // Whoever supervises the agent starts it anew.
+            return !self.fuse.is_blown() && self.start(steps);
+        }
         let (_, readiness) = watch::channel(Readiness::Ready { mtu: 1450 });
         let intents = Intents::at(self.intents.path().join("intents"));
         let pods = Pods::new(
@@ -308,11 +335,8 @@ impl Node {
         self.pods().set_blocks(&all, &retiring, None);
     }
 
-    /// What the ledger has. Looking can be the first to write what an earlier failure left in doubt, and a full disk
-    /// is so for one write.
     fn entries(&self) -> Vec<(Ipv4Addr, Entry)> {
-        let ledger = self.pods().ledger();
-        ledger.list().or_else(|_| ledger.list()).unwrap()
+        self.pods().ledger().list().unwrap()
     }
 
     /// Everything every runtime was told is still so.
@@ -335,6 +359,10 @@ impl Node {
                     wired.get(key),
                     Some(address),
                     "seed {seed}, {when}: {key} lost its interface"
+                );
+                assert!(
+                    !self.kernel.0.unfinished.lock().unwrap().contains(key),
+                    "seed {seed}, {when}: the next agent would remove {key}"
                 );
             }
         }

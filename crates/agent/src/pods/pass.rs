@@ -226,7 +226,8 @@ impl<K: PodKernel> Pods<K> {
                             key: key.clone(),
                             address: *address,
                         };
-                        if let Err(error) = self.kernel.attach(&attachment, &netns, mtu, &Steps::begin()) {
+                        let made = self.kernel.attach(&attachment, &netns, mtu, &Steps::begin());
+                        if let Err(error) = made.and_then(|()| self.kernel.finish(&attachment)) {
                             failed = Err(format!("cannot make the interface of {id} anew: {error}"));
                         }
                     }

@@ -21,6 +21,7 @@ struct FakeKernel(Arc<Fake>);
 struct Fake {
     wired: Mutex<BTreeMap<AttachmentKey, Ipv4Addr>>,
     attach_fails: AtomicBool,
+    finish_fails: AtomicBool,
     detach_fails: AtomicBool,
     differs: AtomicBool,
 }
@@ -52,6 +53,17 @@ impl PodKernel for FakeKernel {
             .lock()
             .unwrap()
             .insert(attachment.key.clone(), attachment.address);
+        Ok(())
+    }
+
+    fn finish(&self, _: &Attachment) -> Result<(), WiringError> {
+        if self.0.finish_fails.load(Ordering::Relaxed) {
+            return Err(broken());
+        }
+        Ok(())
+    }
+
+    fn remove_unfinished(&self) -> Result<(), WiringError> {
         Ok(())
     }
 
@@ -254,6 +266,18 @@ fn an_add_the_kernel_refuses_leaves_nothing() {
         bed.add("a");
     }
     assert_eq!(bed.pods.ledger().stats().unwrap().free(), 4);
+}
+
+#[test]
+fn an_add_that_cannot_be_finished_leaves_nothing_and_its_address_rests() {
+    let bed = Bed::new("10.244.0.0/30");
+    bed.kernel.0.finish_fails.store(true, Ordering::Relaxed);
+    assert_eq!(code_and_words(bed.add("a")).0, code::TRY_AGAIN);
+    let stats = bed.pods.ledger().stats().unwrap();
+    assert_eq!(
+        (bed.kernel.wired(), stats.used(), stats.cooling()),
+        (vec![], 0, 1)
+    );
 }
 
 #[test]

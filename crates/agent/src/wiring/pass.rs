@@ -1,6 +1,6 @@
 //! The node's side of all attachments, compared with the ledger and put right.
 
-use super::reaper::is_doomed;
+use super::reaper::{is_doomed, is_unfinished};
 use super::{Attachment, LOOSE, POD_PROGRAMS, Wiring, WiringError, attached_by, host_mtu};
 use crate::node::lock;
 use crate::pass::Pass;
@@ -33,6 +33,7 @@ impl Wiring {
         let mut node = Rtnl::open()?;
         let reaping = self.reaper.is_busy();
         let (doomed, links): (Vec<Link>, Vec<Link>) = node.links()?.into_iter().partition(is_doomed);
+        let (unfinished, links): (Vec<Link>, Vec<Link>) = links.into_iter().partition(is_unfinished);
         let links: BTreeMap<AttachmentKey, Link> = links
             .into_iter()
             .filter_map(|link| Some((attached_by(&link)?, link)))
@@ -65,6 +66,16 @@ impl Wiring {
             let what = format!("interface {} of a pod that is gone is there still", link.name);
             if pass.differs(FindingKind::Link, "nobody", what) {
                 self.reaper.wake();
+            }
+        }
+        // No ADD is under way while there is a pass.
+        for link in unfinished {
+            let what = format!(
+                "interface {} of an ADD that never ended is there still",
+                link.name
+            );
+            if pass.differs(FindingKind::Link, "nobody", what) {
+                self.reaper.doom(&mut node, link.index)?;
             }
         }
         // At the first pass the programs may be those of an earlier agent, to be replaced by this one's.

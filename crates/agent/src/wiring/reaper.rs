@@ -13,6 +13,10 @@ use weft_kernel::rtnl::{Link, Rtnl};
 /// The group of interfaces that are about to go. 0 is everybody's; others give theirs small numbers.
 pub const DOOMED: u32 = u32::from_be_bytes(*b"weft");
 
+/// The group of interfaces whose ADD is under way. It leaves the group when the attachment is on disk, right before the
+/// runtime hears of it: what an agent that starts finds in it belongs to no pod.
+pub const UNFINISHED: u32 = u32::from_be_bytes(*b"wefa");
+
 /// How long a removal waits for others to come.
 const GATHER: Duration = Duration::from_millis(100);
 
@@ -83,6 +87,11 @@ impl Drop for Reaper {
 /// Whether the link is about to go.
 pub fn is_doomed(link: &Link) -> bool {
     link.group == DOOMED
+}
+
+/// Whether the link's ADD is under way, or never ended.
+pub fn is_unfinished(link: &Link) -> bool {
+    link.group == UNFINISHED
 }
 
 // === impl Shared ===

@@ -3,7 +3,9 @@
 //! One file, one writer: a thread owns it, takes the steps of all callers that
 //! wait, and makes them durable with one commit. A method returns when its step
 //! has reached the disk, so that an ADD is answered with an address that will
-//! be remembered by whatever starts after a kill -9 or a power cut.
+//! be remembered by whatever starts after a kill -9 or a power cut. Only a
+//! reservation is not written: one write is enough for an ADD, and no packet
+//! can have carried an address that was never answered with.
 //!
 //! Every address of a block is an ordinary pod address, the first and the last
 //! one too: a pod's address is a routed /32, there is no subnet that could have
@@ -53,8 +55,8 @@ pub struct Ledger {
 /// What opening a ledger found that its caller has to deal with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// Reservations that never became active. They are undone: their addresses
-    /// cool. The kernel may still hold parts of them.
+    /// Reservations that never became active, of a version that wrote them down.
+    /// They are undone: their addresses cool. The kernel may still hold parts of them.
     pub undone: Vec<Attachment>,
     /// Active attachments of another boot. Their namespaces are gone for sure;
     /// they stay until released, because only the runtime knows that it will
@@ -174,8 +176,7 @@ impl Ledger {
             wall: clock.wall(),
         };
         let recovery = state.recover(&now);
-        let changes = state.take_changes();
-        if !changes.is_empty() {
+        if let Some(changes) = state.take_changes() {
             store.write(&state, &changes)?;
         }
         let writer = Writer::start(clock, store, state).map_err(|cause| LedgerError::Io {
@@ -212,12 +213,14 @@ impl Ledger {
         })
     }
 
-    /// Gives an address to an ADD that begins.
+    /// Gives an address to an ADD that begins: nobody else gets it until it is
+    /// given back, or this process ends. Then it is as if it had never been, so
+    /// that whatever is made of it has to be removed before the next `reserve`.
     ///
     /// # Errors
     /// [`LedgerError::Exists`] if the key has one already,
-    /// [`LedgerError::NoBlock`], [`LedgerError::Full`], and failures to write,
-    /// after which the address is not the caller's.
+    /// [`LedgerError::NoBlock`], [`LedgerError::Full`], and failures to write
+    /// what others changed meanwhile, after which the address is not the caller's.
     pub fn reserve(&self, key: AttachmentKey, details: Details) -> Result<Ipv4Addr, LedgerError> {
         self.writer
             .call(move |state, now| state.reserve(key, details, now))
@@ -233,27 +236,16 @@ impl Ledger {
         self.writer.call(move |state, _| state.activate(&key))
     }
 
-    /// Ends an attachment, active or reserved; its address cools. `None` if
+    /// Ends an attachment. The address of an active one cools; that of one which is reserved, and so was never answered
+    /// with, is free at once, so that an ADD that fails again and again does not use up the node's addresses. `None` if
     /// there is no such attachment: a DEL that is late or repeated finds
     /// nothing and touches nobody else's address.
     ///
     /// # Errors
-    /// Failures to write, after which the attachment still exists.
+    /// Failures to write, after which an active attachment still exists.
     pub fn release(&self, key: &AttachmentKey) -> Result<Option<Attachment>, LedgerError> {
         let key = key.clone();
         self.writer.call(move |state, now| Ok(state.release(&key, now)))
-    }
-
-    /// Takes a reservation back whose address no packet can have carried: it is
-    /// free at once, so that an ADD that fails again and again does not use up
-    /// the node's addresses. `None` if there is no reservation; an active
-    /// attachment is not touched.
-    ///
-    /// # Errors
-    /// Failures to write, after which the reservation still exists.
-    pub fn withdraw(&self, key: &AttachmentKey) -> Result<Option<Attachment>, LedgerError> {
-        let key = key.clone();
-        self.writer.call(move |state, _| Ok(state.withdraw(&key)))
     }
 
     /// Ends every attachment that is not `valid`, but for those whose ADD is

@@ -72,15 +72,14 @@ pub struct Attachment {
 ///
 /// ```text
 ///             reserve          activate          release
-///   (never) ───────────▶ reserved ──────▶ active ──────▶ released
-///                          ▲  │                            │ ▲
-///                          │  └──── release, recovery ─────┼─┘
-///                          └──── reserve, after 130 s ─────┘
+///   (never) ◀──────────▶ reserved ──────▶ active ──────▶ released
+///             release,     ▲                               │
+///             restart      └──── reserve, after 130 s ─────┘
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "camelCase")]
 pub enum Entry {
-    /// An ADD is under way. Undone when the ledger is opened again.
+    /// An ADD is under way. Kept in memory only; what earlier versions wrote is undone when the ledger is opened.
     Reserved(Attachment),
     /// The pod has the address.
     Active(Attachment),

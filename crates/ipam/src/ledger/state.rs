@@ -26,6 +26,15 @@ pub(super) struct Now {
 pub(super) struct Changes {
     pub(super) addresses: BTreeSet<Ipv4Addr>,
     pub(super) blocks: bool,
+    /// Whether somebody waits for it. What only tidies up goes with the next that does.
+    due: bool,
+}
+
+/// What the steps of a batch did to reservations, which the disk does not know of.
+#[derive(Debug, Default)]
+struct Batch {
+    reserved: Vec<AttachmentKey>,
+    activated: Vec<Attachment>,
 }
 
 /// A block the node holds.
@@ -49,14 +58,7 @@ pub(super) struct State {
     released: VecDeque<Ipv4Addr>,
     next_sequence: u64,
     changes: Changes,
-}
-
-// === impl Changes ===
-
-impl Changes {
-    pub(super) fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && !self.blocks
-    }
+    batch: Batch,
 }
 
 // === impl State ===
@@ -119,7 +121,8 @@ impl State {
         for (address, entry) in entries {
             match entry {
                 Entry::Reserved(owner) => {
-                    self.release(&owner.key, now);
+                    self.by_key.remove(&owner.key);
+                    self.cool(address, Some(owner.clone()), now);
                     recovery.undone.push(owner);
                 }
                 Entry::Active(owner) if owner.boot != now.moment.boot => {
@@ -189,9 +192,38 @@ impl State {
         self.put(address, Entry::Active(attachment));
     }
 
-    /// What is to be written since the last call.
-    pub(super) fn take_changes(&mut self) -> Changes {
-        std::mem::take(&mut self.changes)
+    /// A batch of steps begins.
+    pub(super) fn begin(&mut self) {
+        self.batch = Batch::default();
+    }
+
+    /// What is to be written since the last call, if anything has to be.
+    pub(super) fn take_changes(&mut self) -> Option<Changes> {
+        self.changes.due.then(|| std::mem::take(&mut self.changes))
+    }
+
+    /// The reservations there were before the batch whose changes could not be written, but for those it gave back.
+    pub(super) fn in_flight(&self) -> Vec<Attachment> {
+        let reserved = self.entries.values().filter_map(|entry| match entry {
+            Entry::Reserved(owner) => Some(owner),
+            _ => None,
+        });
+        let before = reserved.chain(&self.batch.activated);
+        before
+            .filter(|owner| !self.batch.reserved.contains(&owner.key))
+            .cloned()
+            .collect()
+    }
+
+    /// Takes over a reservation from the state before the file was opened again. If it became active after all, it stays so.
+    pub(super) fn keep_reserved(&mut self, owner: Attachment) {
+        let address = owner.address;
+        let is_free = matches!(self.entries.get(&address), None | Some(Entry::Released(_)));
+        if is_free && !self.by_key.contains_key(&owner.key) {
+            self.released.retain(|released| *released != address);
+            self.by_key.insert(owner.key.clone(), address);
+            self.entries.insert(address, Entry::Reserved(owner));
+        }
     }
 
     /// All addresses with an entry, in order.
@@ -265,6 +297,7 @@ impl State {
         }
         if blocks != self.blocks {
             self.changes.blocks = true;
+            self.changes.due = true;
             self.blocks = blocks;
             self.index_free();
         }
@@ -291,8 +324,9 @@ impl State {
             boot: now.moment.boot.clone(),
             created_ms: millis(now.wall),
         };
+        self.batch.reserved.push(key.clone());
         self.by_key.insert(key, address);
-        self.put(address, Entry::Reserved(attachment));
+        self.entries.insert(address, Entry::Reserved(attachment));
         Ok(address)
     }
 
@@ -311,6 +345,7 @@ impl State {
             Entry::Quarantined(_) => return Err(refused("quarantined")),
             Entry::Released(_) => return Err(refused("released")),
         };
+        self.batch.activated.push(attachment.clone());
         self.put(address, Entry::Active(attachment.clone()));
         Ok(attachment)
     }
@@ -318,7 +353,12 @@ impl State {
     pub(super) fn release(&mut self, key: &AttachmentKey, now: &Now) -> Option<Attachment> {
         let address = self.by_key.remove(key)?;
         match self.entries.get(&address)? {
-            Entry::Reserved(owner) | Entry::Active(owner) => {
+            Entry::Reserved(owner) => {
+                let owner = owner.clone();
+                self.withdraw(address);
+                Some(owner)
+            }
+            Entry::Active(owner) => {
                 let owner = owner.clone();
                 self.cool(address, Some(owner.clone()), now);
                 Some(owner)
@@ -333,14 +373,8 @@ impl State {
         }
     }
 
-    /// Undoes a reservation as if it had never been.
-    pub(super) fn withdraw(&mut self, key: &AttachmentKey) -> Option<Attachment> {
-        let address = *self.by_key.get(key)?;
-        let Some(Entry::Reserved(owner)) = self.entries.get(&address) else {
-            return None;
-        };
-        let owner = owner.clone();
-        self.by_key.remove(key);
+    /// Undoes a reservation as if it had never been. The disk may have a record of an earlier owner, whose rest is over.
+    fn withdraw(&mut self, address: Ipv4Addr) {
         self.entries.remove(&address);
         self.changes.addresses.insert(address);
         for (held, from) in self.blocks.iter().zip(&mut self.unused_from) {
@@ -348,7 +382,6 @@ impl State {
                 *from = (*from).min(address.to_bits() - held.block.first().to_bits());
             }
         }
-        Some(owner)
     }
 
     /// Releases every active attachment that is not in `valid`. Reserved ones
@@ -436,6 +469,7 @@ impl State {
 
     fn put(&mut self, address: Ipv4Addr, entry: Entry) {
         self.changes.addresses.insert(address);
+        self.changes.due = true;
         self.entries.insert(address, entry);
     }
 

@@ -109,11 +109,12 @@ impl Store {
             let mut addresses = transaction.open_table(ADDRESSES)?;
             for address in &changes.addresses {
                 match state.entries().get(address) {
+                    // A reservation lives in memory; the record is of an earlier owner, whose rest is over.
+                    Some(Entry::Reserved(_)) | None => {
+                        addresses.remove(address.to_bits())?;
+                    }
                     Some(entry) => {
                         addresses.insert(address.to_bits(), json(entry)?.as_slice())?;
-                    }
-                    None => {
-                        addresses.remove(address.to_bits())?;
                     }
                 }
             }

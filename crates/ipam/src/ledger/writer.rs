@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use weft_model::AttachmentKey;
-
 use super::error::LedgerError;
-use super::record::Entry;
+use super::record::Attachment;
 use super::state::{Now, State};
 use super::store::{Open, Store};
 use crate::clock::Clock;
@@ -32,8 +30,8 @@ struct Request(Step);
 struct Worker {
     clock: Arc<dyn Clock>,
     ledger: Backing,
-    /// Keys whose reservation was reported as failed but may be on the disk.
-    doubtful: Vec<AttachmentKey>,
+    /// Reservations to be taken over by the state that is read next: the file does not have them.
+    in_flight: Vec<Attachment>,
 }
 
 enum Backing {
@@ -52,7 +50,7 @@ impl Writer {
         let mut worker = Worker {
             clock,
             ledger: Backing::Open(store, Box::new(state)),
-            doubtful: Vec::new(),
+            in_flight: Vec::new(),
         };
         let thread = thread::Builder::new()
             .name("ledger".to_owned())
@@ -111,7 +109,7 @@ impl Worker {
             moment: self.clock.now(),
             wall: self.clock.wall(),
         };
-        let (store, state) = match self.opened(&now) {
+        let (store, state) = match self.opened() {
             Ok(opened) => opened,
             Err(error) => {
                 for Request(step) in batch {
@@ -120,27 +118,15 @@ impl Worker {
                 return;
             }
         };
+        state.begin();
         let answers: Vec<Answer> = batch
             .into_iter()
             .map(|Request(step)| step(Ok((state, &now))))
             .collect();
         let changes = state.take_changes();
-        let written = if changes.is_empty() {
-            Ok(())
-        } else {
-            store.write(state, &changes)
-        };
+        let written = changes.map_or(Ok(()), |changes| store.write(state, &changes));
         if written.is_err() {
-            let reserved =
-                changes
-                    .addresses
-                    .iter()
-                    .filter_map(|address| match state.entries().get(address) {
-                        Some(Entry::Reserved(attachment)) => Some(attachment.key.clone()),
-                        _ => None,
-                    });
-            let reserved: Vec<AttachmentKey> = reserved.collect();
-            self.doubtful.extend(reserved);
+            self.in_flight = state.in_flight();
             self.reopen();
         }
         for answer in answers {
@@ -149,7 +135,7 @@ impl Worker {
     }
 
     /// The ledger, opened again if it has to be.
-    fn opened(&mut self, now: &Now) -> Result<(&Store, &mut State), LedgerError> {
+    fn opened(&mut self) -> Result<(&Store, &mut State), LedgerError> {
         if let Backing::Lost(..) = self.ledger
             && let Some(error) = self.reopen()
         {
@@ -158,11 +144,6 @@ impl Worker {
         let Backing::Open(store, state) = &mut self.ledger else {
             return Err(LedgerError::Closed);
         };
-        for key in self.doubtful.drain(..) {
-            if let Some((_, Entry::Reserved(_))) = state.get(&key) {
-                state.release(&key, now);
-            }
-        }
         Ok((store, state))
     }
 
@@ -173,7 +154,10 @@ impl Worker {
             Backing::Moving => return Some(LedgerError::Closed),
         };
         match reopened {
-            Ok((store, state)) => {
+            Ok((store, mut state)) => {
+                for owner in self.in_flight.drain(..) {
+                    state.keep_reserved(owner);
+                }
                 self.ledger = Backing::Open(store, Box::new(state));
                 None
             }

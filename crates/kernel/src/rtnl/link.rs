@@ -83,6 +83,8 @@ pub struct LinkSpec<'a> {
     pub alias: Option<&'a str>,
     /// The namespace to make it in, if not the socket's.
     pub netns: Option<&'a NetNs>,
+    /// The group to make it in.
+    pub group: Option<u32>,
     /// Whether it is up from the beginning.
     pub up: bool,
 }
@@ -256,6 +258,14 @@ impl Rtnl {
         self.change(&link, operation, link.up != up, flags, IFF_UP, |m| m)
     }
 
+    /// Sets a link up without a look whether it is already.
+    ///
+    /// # Errors
+    /// As for [`set_up`](Self::set_up).
+    pub fn bring_up<'a>(&mut self, link: impl Into<LinkRef<'a>>) -> Result<()> {
+        self.set(link.into(), "set up", IFF_UP, |m| m)
+    }
+
     /// Waits until an end of a veth pair whose other end came up later can send, at most for `patience`. Returns whether
     /// it can.
     ///
@@ -371,15 +381,12 @@ impl Rtnl {
         )
     }
 
-    /// Puts a link into a group. Returns whether it was in another one.
+    /// Puts a link into a group, or back into 0, which is everybody's.
     ///
     /// # Errors
     /// There is no such link.
-    pub fn set_group<'a>(&mut self, link: impl Into<LinkRef<'a>>, group: u32) -> Result<bool> {
-        let link = self.get_link(link)?;
-        self.change(&link, "set group of", link.group != group, 0, 0, |m| {
-            m.u32(IFLA_GROUP, group)
-        })
+    pub fn set_group<'a>(&mut self, link: impl Into<LinkRef<'a>>, group: u32) -> Result<()> {
+        self.set(link.into(), "set group of", 0, |m| m.u32(IFLA_GROUP, group))
     }
 
     /// Removes all links of a group, of veth pairs both ends, in the time of one. Returns whether there were any.
@@ -447,6 +454,22 @@ impl Rtnl {
             None => self.delete_link(spec.name),
             Some(netns) => Self::open_in(netns)?.delete_link(spec.name),
         }
+    }
+
+    /// Changes a link without a look at it.
+    fn set(
+        &mut self,
+        link: LinkRef<'_>,
+        operation: &'static str,
+        flags: u32,
+        fill: impl FnOnce(Message) -> Message,
+    ) -> Result<()> {
+        let error = |cause| Error::new(operation, link, cause);
+        let message = link
+            .message(RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, flags, flags)
+            .map_err(error)?;
+        self.request(fill(message)).map_err(error)?;
+        Ok(())
     }
 
     fn change(
@@ -527,6 +550,7 @@ impl<'a> LinkSpec<'a> {
             mtu: None,
             alias: None,
             netns: None,
+            group: None,
             up: false,
         }
     }
@@ -558,6 +582,7 @@ impl<'a> LinkSpec<'a> {
             .str(IFLA_IFNAME, self.name)
             .some(self.mac, |m, mac| m.attr(IFLA_ADDRESS, &mac.octets()))
             .some(self.mtu, |m, mtu| m.u32(IFLA_MTU, mtu))
+            .some(self.group, |m, group| m.u32(IFLA_GROUP, group))
             .some(self.netns, |m, netns| m.u32(IFLA_NET_NS_FD, raw_fd(netns)))
     }
 }

@@ -70,10 +70,21 @@ fn the_links_of_a_group_go_together_and_no_others() {
     rtnl.create_bridge(&LinkSpec::new("stays")).unwrap();
     assert!(!rtnl.delete_group(77).unwrap());
     for link in ["weft0001", "bridge"] {
-        assert!(rtnl.set_group(link, 77).unwrap());
-        assert!(!rtnl.set_group(link, 77).unwrap());
+        rtnl.set_group(link, 77).unwrap();
+        rtnl.set_group(link, 77).unwrap();
     }
     assert_eq!(node.ip("link show weft0001")[0]["group"], json!("77"));
+    assert!(rtnl.set_group("nothing", 77).unwrap_err().is_not_found());
+    let made_in_it = LinkSpec {
+        group: Some(77),
+        ..LinkSpec::new("made")
+    };
+    rtnl.create_veth(&made_in_it, &LinkSpec::new("made-peer"))
+        .unwrap();
+    rtnl.bring_up("made").unwrap();
+    assert!(rtnl.get_link("made").unwrap().up);
+    assert_eq!(node.ip("link show made")[0]["group"], json!("77"));
+    assert_eq!(node.ip("link show made-peer")[0]["group"], json!("default"));
     assert!(rtnl.delete_group(77).unwrap());
     let left: Vec<String> = rtnl.links().unwrap().into_iter().map(|link| link.name).collect();
     assert!(left.contains(&"stays".to_owned()), "{left:?}");
