@@ -12,5 +12,6 @@ mod restart;
 #[expect(dead_code, reason = "the lab's tests use more of it")]
 mod support;
 mod sweep;
+mod syscalls;
 mod traffic;
 mod walk;

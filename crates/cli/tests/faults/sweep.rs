@@ -68,7 +68,7 @@ impl<'a> Witness<'a> {
     }
 }
 
-fn has_strace(test: &str) -> bool {
+pub(crate) fn has_strace(test: &str) -> bool {
     if !is_root(test) {
         return false;
     }
@@ -136,7 +136,7 @@ impl Point {
     }
 }
 
-fn strace(arguments: &[&str]) -> Vec<String> {
+pub(crate) fn strace(arguments: &[&str]) -> Vec<String> {
     ["strace", "-f", "-qq"]
         .iter()
         .chain(arguments)
@@ -158,10 +158,10 @@ fn traced(bed: &Bed, run: impl FnOnce(&[String])) -> Vec<Point> {
 }
 
 /// strace on a running process; ends when this is dropped.
-struct Attached(Child);
+pub(crate) struct Attached(Child);
 
 impl Attached {
-    fn to(process: u32, by: &[String]) -> Self {
+    pub(crate) fn to(process: u32, by: &[String]) -> Self {
         let child = Command::new(&by[0])
             .args(&by[1..])
             .args(["-p", &process.to_string()])
