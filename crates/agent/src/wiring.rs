@@ -364,9 +364,11 @@ impl Wiring {
         match removal {
             Removal::AtOnce => _ = node.delete_link(link.index)?,
             Removal::Soon => {
+                // Whoever hears that the route goes sees that the interface goes too.
+                node.set_group(link.index, reaper::DOOMED)?;
                 // The MTU is no part of a route's key.
                 node.delete_route(&attachment.host_route(link.index, link.mtu))?;
-                self.reaper.doom(&mut node, link.index)?;
+                self.reaper.wake();
             }
         }
         Ok(())
