@@ -1,5 +1,5 @@
-//! Rounds of load: in each, every competitor takes every test once, in an order that rotates, so that the machine's
-//! moods hit all alike. Figures to compare are ratios formed inside a round.
+//! Rounds of load: in each, every competitor takes every test once, in an order that changes from round to round, so that
+//! the machine's moods hit all alike. Figures to compare are ratios formed inside a round.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddrV4;
@@ -223,9 +223,9 @@ pub(crate) fn measure(
         // What a scenario's figures may be set against comes right before it.
         for test in Test::ALL {
             for scenario in Scenario::ALL.into_iter().filter(|scenario| test.fits(*scenario)) {
-                for turn in 0..competitors.len() {
+                for turn in order(round, competitors.len()) {
                     interrupt::check()?;
-                    let competitor = competitors[(turn + round) % competitors.len()];
+                    let competitor = competitors[turn];
                     let Some(path) = scenario.path(competitor) else {
                         continue;
                     };
@@ -248,6 +248,16 @@ pub(crate) fn measure(
         print::note(&format!("round {} of {rounds} done", round + 1));
     }
     Ok((noise, samples))
+}
+
+/// The order in which `count` competitors take a test. A round begins with another one than that before, and goes the
+/// other way round: nobody comes always after the same one, in whose wake a virtual CPU may be slower.
+fn order(round: usize, count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).map(|turn| (turn + round) % count).collect();
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    order
 }
 
 /// Waits until a path carries: agents of some competitors tell each other of their nodes only after they are ready.
@@ -326,4 +336,26 @@ fn load(path: &Path, test: Test, cpu: usize, seconds: f64) -> Result<Value> {
 /// This program, as it can be started from another namespace.
 pub(crate) fn this_program() -> Result<PathBuf> {
     std::env::current_exe().context("find the running program")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn nobody_always_comes_after_the_same_one() {
+        let before = |round: usize, who: usize| {
+            let order = order(round, 4);
+            let place = order.iter().position(|one| *one == who).unwrap();
+            place.checked_sub(1).map(|place| order[place])
+        };
+        for who in 0..4 {
+            let others: BTreeSet<_> = (0..4).filter_map(|round| before(round, who)).collect();
+            assert!(others.len() > 1, "{who} only ever after {others:?}");
+        }
+        for round in 0..9 {
+            assert_eq!(order(round, 7).into_iter().collect::<BTreeSet<_>>().len(), 7);
+        }
+    }
 }
