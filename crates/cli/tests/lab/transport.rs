@@ -100,6 +100,9 @@ fn wait_for(lab: &str, expected: [&str; 2]) {
     };
     let changed = (0..500).any(|_| found() == expected);
     assert!(changed, "{:?} instead of {expected:?}", found());
+    // kubelet asks a moment later whether the agent serves again.
+    let ready = (0..500).any(|_| weft(&["lab", "status", lab]).status.success());
+    assert!(ready, "a node stays NotReady");
 }
 
 /// Packets that a node's VXLAN device received and sent.
