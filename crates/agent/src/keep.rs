@@ -451,8 +451,8 @@ fn occasion(change: &Change, rtnl: &mut Rtnl) -> Option<Wake> {
     // What goes with an interface that was detached goes for good. So does what is the probe's: it comes and goes with
     // every pass, and would be the occasion for the next one.
     let mut pods = |link: u32| {
-        rtnl.link(link).is_ok_and(|link| {
-            link.is_some_and(|link| is_pods(&link) && !is_doomed(&link) && link.name != probe::interface())
+        is_there(link, rtnl, |link| {
+            is_pods(link) && !is_doomed(link) && link.name != probe::interface()
         })
     };
     let wanted = match change {
@@ -476,7 +476,7 @@ fn occasion(change: &Change, rtnl: &mut Rtnl) -> Option<Wake> {
         Change::RouteGone(route) => {
             route.protocol == RTPROT_WEFT
                 && route.dst.addr() != IpAddr::V4(probe::ADDRESS)
-                && !route.oif.is_some_and(|link| is_detached(link, rtnl))
+                && !route.oif.is_some_and(|link| is_there(link, rtnl, is_doomed))
         }
         Change::Route(_) | Change::Rules => false,
     };
@@ -487,10 +487,10 @@ fn occasion(change: &Change, rtnl: &mut Rtnl) -> Option<Wake> {
     }
 }
 
-/// Whether a link is about to go because its pod was detached.
-fn is_detached(link: u32, rtnl: &mut Rtnl) -> bool {
+/// Whether there is a link with this index, and it is so.
+fn is_there(link: u32, rtnl: &mut Rtnl, is_so: impl FnOnce(&Link) -> bool) -> bool {
     rtnl.link(link)
-        .is_ok_and(|link| link.is_some_and(|link| is_doomed(&link)))
+        .is_ok_and(|link| link.is_some_and(|link| is_so(&link)))
 }
 
 fn is_pods(link: &Link) -> bool {

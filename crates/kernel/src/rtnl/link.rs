@@ -464,12 +464,8 @@ impl Rtnl {
         flags: u32,
         fill: impl FnOnce(Message) -> Message,
     ) -> Result<()> {
-        let error = |cause| Error::new(operation, link, cause);
-        let message = link
-            .message(RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, flags, flags)
-            .map_err(error)?;
-        self.request(fill(message)).map_err(error)?;
-        Ok(())
+        self.send_change(link, flags, flags, fill)
+            .map_err(|cause| Error::new(operation, link, cause))
     }
 
     fn change(
@@ -482,12 +478,22 @@ impl Rtnl {
         fill: impl FnOnce(Message) -> Message,
     ) -> Result<bool> {
         if differs {
-            let message =
-                Message::new(RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK).raw(&ifinfomsg(link.index, flags, mask));
-            self.request(fill(message))
+            self.send_change(LinkRef::Index(link.index), flags, mask, fill)
                 .map_err(|cause| Error::new(operation, &link.name, cause))?;
         }
         Ok(differs)
+    }
+
+    fn send_change(
+        &mut self,
+        link: LinkRef<'_>,
+        flags: u32,
+        mask: u32,
+        fill: impl FnOnce(Message) -> Message,
+    ) -> Result<(), Cause> {
+        let message = link.message(RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, flags, mask)?;
+        self.request(fill(message))?;
+        Ok(())
     }
 }
 

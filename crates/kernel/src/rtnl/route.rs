@@ -211,23 +211,7 @@ impl Rtnl {
     /// # Errors
     /// It would not (`ENETUNREACH`, `EHOSTUNREACH`, `EACCES`).
     pub fn route_to(&mut self, dst: IpAddr) -> Result<RouteLookup> {
-        const OPERATION: &str = "look up route to";
-        let message = Message::new(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_ACK)
-            .raw(
-                &RtMsg {
-                    family: family(dst),
-                    dst_len: IpNet::from(dst).prefix_len(),
-                    ..RtMsg::default()
-                }
-                .bytes(),
-            )
-            .attr(RTA_DST, &octets(dst));
-        let replies = self
-            .request(message)
-            .map_err(|cause| Error::new(OPERATION, dst, cause))?;
-        parse_all(replies, RTM_NEWROUTE, "route", RouteLookup::parse)?
-            .pop()
-            .ok_or_else(|| Error::new(OPERATION, dst, Cause::Malformed("no route in the answer")))
+        self.look_up(dst, 0, RouteLookup::parse)
     }
 
     /// Whether the route to `dst` is the way of all packets there: has one next hop, which nothing but a change of the
@@ -236,27 +220,30 @@ impl Rtnl {
     /// # Errors
     /// As for [`route_to`](Self::route_to).
     pub fn has_one_way_to(&mut self, dst: Ipv4Addr) -> Result<bool> {
+        self.look_up(dst.into(), RTM_F_FIB_MATCH, |payload| {
+            RtMsg::parse(payload)?;
+            let attrs = Attrs::after(payload, RTMSG);
+            Some(attrs.find(RTA_MULTIPATH).is_none() && attrs.find(RTA_NH_ID).is_none())
+        })
+    }
+
+    fn look_up<T>(&mut self, dst: IpAddr, flags: u32, parse: impl Fn(&[u8]) -> Option<T>) -> Result<T> {
         const OPERATION: &str = "look up route to";
         let message = Message::new(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_ACK)
             .raw(
                 &RtMsg {
-                    family: libc::AF_INET as u8,
-                    dst_len: 32,
-                    flags: RTM_F_FIB_MATCH,
+                    family: family(dst),
+                    dst_len: IpNet::from(dst).prefix_len(),
+                    flags,
                     ..RtMsg::default()
                 }
                 .bytes(),
             )
-            .attr(RTA_DST, &dst.octets());
+            .attr(RTA_DST, &octets(dst));
         let replies = self
             .request(message)
             .map_err(|cause| Error::new(OPERATION, dst, cause))?;
-        let one_way = |payload: &[u8]| {
-            RtMsg::parse(payload)?;
-            let attrs = Attrs::after(payload, RTMSG);
-            Some(attrs.find(RTA_MULTIPATH).is_none() && attrs.find(RTA_NH_ID).is_none())
-        };
-        parse_all(replies, RTM_NEWROUTE, "route", one_way)?
+        parse_all(replies, RTM_NEWROUTE, "route", parse)?
             .pop()
             .ok_or_else(|| Error::new(OPERATION, dst, Cause::Malformed("no route in the answer")))
     }
