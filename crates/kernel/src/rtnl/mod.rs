@@ -5,6 +5,7 @@ mod consts;
 mod link;
 mod monitor;
 mod neighbour;
+mod new_link;
 mod route;
 mod rule;
 mod target;
@@ -20,9 +21,10 @@ use crate::netns::NetNs;
 use crate::wire::Message;
 
 pub use address::Address;
-pub use link::{Link, LinkRef, LinkSpec, VxlanSpec};
+pub use link::{Link, LinkRef};
 pub use monitor::{Change, Monitor};
 pub use neighbour::Neighbour;
+pub use new_link::{LinkSpec, VxlanSpec};
 pub use route::{MAIN_TABLE, Route, RouteFilter, RouteKey, RouteKind, RouteLookup, Scope};
 pub use target::{Addresses, Neighbours, Routes};
 
