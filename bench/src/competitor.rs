@@ -4,9 +4,10 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde_json::Value;
 
-use crate::netns::{Namespace, OUTSIDE, Place, Underlay};
+use crate::netns::{self, Namespace, OUTSIDE, Place, Underlay};
 
 /// Two ends that can talk.
 #[derive(Debug, Clone)]
@@ -17,10 +18,17 @@ pub(crate) struct Path {
     pub(crate) address: Ipv4Addr,
 }
 
-/// A link towards the other nodes.
+/// A node's link towards the others, by both its ends.
 #[derive(Debug, Clone)]
 pub(crate) struct Uplink {
-    pub(crate) node: Place,
+    /// The node's end, then the switch's port.
+    pub(crate) ends: [End; 2],
+}
+
+/// One end of a veth pair.
+#[derive(Debug, Clone)]
+pub(crate) struct End {
+    pub(crate) at: Place,
     pub(crate) link: String,
 }
 
@@ -86,7 +94,7 @@ pub(crate) fn node(underlay: &Underlay) -> Result<Competitor> {
         },
         outside: outside(underlay, first.place())?,
         crowded: None,
-        uplinks: [&first, &second].map(uplink).to_vec(),
+        uplinks: underlay.uplinks([&first, &second])?,
         kept: vec![Box::new([first, second, a, b])],
     })
 }
@@ -142,7 +150,7 @@ pub(crate) fn bridge(underlay: &Underlay) -> Result<Competitor> {
         },
         outside: outside(underlay, client.place())?,
         crowded: None,
-        uplinks: [&first, &second].map(uplink).to_vec(),
+        uplinks: underlay.uplinks([&first, &second])?,
         kept: vec![Box::new([first, second, client, neighbour, remote])],
     })
 }
@@ -182,9 +190,41 @@ pub(crate) fn outside(underlay: &Underlay, client: Place) -> Result<Path> {
     })
 }
 
-pub(crate) fn uplink(node: &Namespace) -> Uplink {
-    Uplink {
-        node: node.place(),
-        link: "eth0".into(),
+// === impl Uplink ===
+
+impl Uplink {
+    /// The uplink called `link` of a node whose other end is in `switch`.
+    pub(crate) fn find(node: Place, link: &str, switch: Place) -> Result<Self> {
+        let own: Value = links(&node, link)?;
+        let peer = own[0]["link_index"].as_u64();
+        let ports = links(&switch, "")?;
+        let port = ports
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|port| peer.is_some() && port["ifindex"].as_u64() == peer)
+            .and_then(|port| port["ifname"].as_str())
+            .with_context(|| format!("the uplink {link} ends at no port of its switch"))?
+            .to_owned();
+        let link = link.to_owned();
+        Ok(Self {
+            ends: [
+                End { at: node, link },
+                End {
+                    at: switch,
+                    link: port,
+                },
+            ],
+        })
     }
+}
+
+/// What `ip` says of a link, or of all of them.
+fn links(at: &Place, link: &str) -> Result<Value> {
+    let mut command = at.command("ip");
+    command.args(["-json", "link", "show"]);
+    if !link.is_empty() {
+        command.args(["dev", link]);
+    }
+    serde_json::from_str(&netns::read(&mut command)?).context("parse the output of ip")
 }

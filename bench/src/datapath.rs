@@ -295,24 +295,25 @@ impl Noise {
     }
 }
 
-/// Switches the uplinks to packets at MTU size for the tests that ask for it.
+/// Makes uplinks and wire like those of machines for the tests that ask for it: packets cross at MTU size and are merged
+/// when they arrive. As long as one end of a veth pair would segment, the kernel leaves what arrives at the other out of
+/// its receive offload (`veth_skb_is_eligible_for_gro`, drivers/net/veth.c), so both ends are switched.
 fn with_offloads(competitor: &Competitor, test: Test, body: impl FnOnce() -> Result<Value>) -> Result<Value> {
     if !test.streams() {
         return body();
     }
-    let switch = |mode: &str| -> Result<()> {
-        competitor.uplinks.iter().try_for_each(|uplink| {
-            netns::run(
-                uplink
-                    .node
-                    .command(this_program()?)
-                    .args(["offload", &uplink.link, mode]),
-            )
+    let switch = |modes: [&str; 2]| -> Result<()> {
+        let ends = competitor
+            .uplinks
+            .iter()
+            .flat_map(|uplink| uplink.ends.iter().zip(modes));
+        ends.into_iter().try_for_each(|(end, mode)| {
+            netns::run(end.at.command(this_program()?).args(["offload", &end.link, mode]))
         })
     };
-    switch("mtu")?;
+    switch(["nic", "port"])?;
     let result = body();
-    switch("nic")?;
+    switch(["veth", "veth"])?;
     result
 }
 

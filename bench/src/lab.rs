@@ -142,10 +142,10 @@ impl Lab {
         }
     }
 
-    /// The host beyond the router of the cluster's VNet.
-    fn outside(&self) -> Place {
+    /// A part of the cluster's VNet: `internet` is the host beyond its router, `switch` what the nodes hang on.
+    fn vnet(&self, part: &str) -> Place {
         let weft = self.weft.to_string_lossy().into_owned();
-        let words = ["lab", "vnet-exec", &self.name, "--on", "internet", "--"].map(str::to_owned);
+        let words = ["lab", "vnet-exec", &self.name, "--on", part, "--"].map(str::to_owned);
         Place([weft].into_iter().chain(words).collect())
     }
 
@@ -236,7 +236,7 @@ impl Lab {
             })
         };
         let uplinks: Result<Vec<Uplink>> = (0..2)
-            .map(|index| uplink(&Place::named(field(&status, index, "netns")?)))
+            .map(|index| uplink(Place::named(field(&status, index, "netns")?), self.vnet("switch")))
             .collect();
         Ok(Competitor {
             name: self.label(),
@@ -245,7 +245,7 @@ impl Lab {
             same: path("neighbour")?,
             outside: Path {
                 client: self.pod("client"),
-                server: self.outside(),
+                server: self.vnet("internet"),
                 address: OUTSIDE,
             },
             crowded: None,
@@ -355,7 +355,7 @@ fn bare_pod(name: &str, node: &str) -> String {
 }
 
 /// The link of the default route.
-fn uplink(node: &Place) -> Result<Uplink> {
+fn uplink(node: Place, switch: Place) -> Result<Uplink> {
     let text = netns::read(
         node.command("ip")
             .args(["-json", "-4", "route", "show", "default"]),
@@ -363,12 +363,8 @@ fn uplink(node: &Place) -> Result<Uplink> {
     let routes: Value = serde_json::from_str(&text).context("parse the output of ip")?;
     let link = routes[0]["dev"]
         .as_str()
-        .context("a node without default route")?
-        .to_owned();
-    Ok(Uplink {
-        node: node.clone(),
-        link,
-    })
+        .context("a node without default route")?;
+    Uplink::find(node, link, switch)
 }
 
 /// The file called `name` below `dir` whose path names the node.

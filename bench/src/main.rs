@@ -82,7 +82,7 @@ enum Command {
     Offload {
         /// The link
         link: String,
-        /// `nic`: as veth gives them; `mtu`: no segmentation offload, receive offload on
+        /// What the link is to be like
         #[arg(value_enum)]
         mode: offload::Mode,
     },

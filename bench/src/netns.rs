@@ -11,6 +11,7 @@ use rustix::fd::AsFd;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::competitor::Uplink;
 use crate::interrupt;
 
 /// The host outside; Weft's lab has the same.
@@ -183,6 +184,12 @@ impl Underlay {
     /// The router's name for `ip netns`.
     pub(crate) fn router_name(&self) -> &str {
         self.namespace.name()
+    }
+
+    /// The uplinks of nodes that this underlay made.
+    pub(crate) fn uplinks<'a>(&self, nodes: impl IntoIterator<Item = &'a Namespace>) -> Result<Vec<Uplink>> {
+        let uplink = |node: &Namespace| Uplink::find(node.place(), "eth0", self.router());
+        nodes.into_iter().map(uplink).collect()
     }
 
     /// A node with a default route by way of the router.

@@ -7,11 +7,15 @@
 use anyhow::{Context, Result, bail, ensure};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
 
-/// Settings of an uplink.
+/// Settings of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Mode {
+    /// As veth gives them: packets cross as large as they are sent
+    Veth,
+    /// A NIC without segmentation offload: packets leave at MTU size, and are merged when they arrive
     Nic,
-    Mtu,
+    /// A switch's port: packets leave at MTU size, and nothing is merged
+    Port,
 }
 
 /// Features by the names of `net/ethtool/common.c`.
@@ -55,8 +59,8 @@ pub(crate) fn set(link: &str, mode: Mode) -> Result<()> {
     let header = attribute(ETHTOOL_A_HEADER_DEV_NAME, &string(link));
     let bits: Vec<u8> = SEGMENTATION
         .iter()
-        .map(|name| (*name, mode == Mode::Nic))
-        .chain([(RECEIVE, mode == Mode::Mtu)])
+        .map(|name| (*name, mode == Mode::Veth))
+        .chain([(RECEIVE, mode == Mode::Nic)])
         .flat_map(|(name, on)| {
             let mut bit = attribute(ETHTOOL_A_BITSET_BIT_NAME, &string(name));
             if on {

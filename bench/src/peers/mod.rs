@@ -150,7 +150,7 @@ impl Nodes {
             same: path(&neighbour, near),
             outside: competitor::outside(underlay, place(&client))?,
             crowded: None,
-            uplinks: self.nodes.iter().map(competitor::uplink).collect(),
+            uplinks: underlay.uplinks(&self.nodes)?,
             kept: Vec::new(),
         };
         let [attach, _] = self.attach;
