@@ -1,4 +1,5 @@
-//! A small run of `weft-bench scale`: what it asserts on the way is what is tested, not how long anything takes.
+//! A small run of `weft-bench scale`: what it asserts on the way is what is tested, not how long anything takes. No pod
+//! sends to another node: whatever transport a run of the tests is about, agents choose theirs here.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -6,6 +6,8 @@ mod bed;
 mod delete;
 mod invariants;
 mod lost;
+#[path = "../../../kernel/tests/owned/mod.rs"]
+mod owned;
 mod repair;
 mod restart;
 #[path = "../lab/support.rs"]

@@ -4,7 +4,10 @@
 
 mod bad_input;
 mod inspect;
+mod left;
 mod lifecycle;
+#[path = "../../../kernel/tests/owned/mod.rs"]
+mod owned;
 mod support;
 mod transport;
 mod vnet;

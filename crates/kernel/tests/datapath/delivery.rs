@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use weft_kernel::bpf::ForwardPath;
 
+use crate::echo::{megabyte, tcp_echo, udp_echo};
 use crate::needs_root;
-use crate::support::{Cluster, Counts, megabyte, tcp_echo, udp_echo};
+use crate::support::{Cluster, Counts};
 
 const PORT: u16 = 7;
 

@@ -8,9 +8,11 @@ use weft_kernel::sockets::{FrameSocket, udp_packet, udp_socket};
 use weft_kernel::target::Target;
 use weft_model::Mac;
 
+use crate::echo::{Echo, megabyte, tcp_echo, udp_echo};
 use crate::frames::{IPV4, Ip, ethernet, inner, packet_of, readdressed, vxlan};
+use crate::namespaces::TestNs;
 use crate::needs_root;
-use crate::support::{Cluster, Counts, Echo, PATIENCE, Pod, VXLAN_PORT, megabyte, tcp_echo, udp_echo};
+use crate::support::{Cluster, Counts, PATIENCE, Pod, VXLAN_PORT};
 
 const POD: u32 = Identity::POD.get();
 const SENDER: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
@@ -112,7 +114,7 @@ fn a_flow_outlives_every_switch() {
 fn a_pod_that_forwards_what_it_gets_forwards_it_whole() {
     needs_root!();
     let (_cluster, one, two) = cluster([true, true]);
-    let behind = crate::support::TestNs::new("behind");
+    let behind = TestNs::quiet("behind");
     two.ns.exec(&format!(
         "ip link add in0 type veth peer name eth0 netns {}",
         behind.name

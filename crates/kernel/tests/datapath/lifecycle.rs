@@ -11,8 +11,10 @@ use weft_kernel::rtnl::LinkSpec;
 use weft_kernel::target::Target;
 use weft_model::Mac;
 
+use crate::echo::{Echo, megabyte, tcp_echo};
+use crate::namespaces::TestNs;
 use crate::needs_root;
-use crate::support::{Bpffs, Cluster, Echo, Node, TestNs, megabyte, tcp_echo};
+use crate::support::{Bpffs, Cluster, Node};
 
 const MODES: [AttachMode; 3] = [AttachMode::Auto, AttachMode::Tcx, AttachMode::Clsact];
 /// Index of `lo` in every namespace.
@@ -194,7 +196,7 @@ fn no_packet_is_lost_while_programs_are_replaced() {
 fn a_new_interface_under_an_old_index_is_attached_anew() {
     needs_root!();
     let bpffs = Bpffs::new();
-    let ns = TestNs::new("node");
+    let ns = TestNs::quiet("node");
     let mut datapath = Datapath::load(&Options::new(bpffs.path.join("pins"))).unwrap();
     for _ in 0..2 {
         ns.exec("ip link add pod0 index 77 type veth peer name pod1");
@@ -219,7 +221,7 @@ fn removing_a_datapath_leaves_nothing() {
     needs_root!();
     for attach_mode in MODES {
         let bpffs = Bpffs::new();
-        let ns = TestNs::new("node");
+        let ns = TestNs::quiet("node");
         let options = Options {
             attach: attach_mode,
             ..Options::new(bpffs.path.join("weft"))

@@ -8,9 +8,10 @@ use weft_kernel::rtnl::Route;
 use weft_kernel::sockets::{FrameSocket, Ipv4Socket, udp_packet, udp_socket};
 use weft_kernel::target::Target;
 
+use crate::echo::{megabyte, tcp_echo, udp_echo};
 use crate::frames::packet_of;
 use crate::needs_root;
-use crate::support::{Cluster, Counts, PATIENCE, POD_MTU, Pod, VXLAN_PORT, megabyte, tcp_echo, udp_echo};
+use crate::support::{Cluster, Counts, PATIENCE, POD_MTU, Pod, VXLAN_PORT};
 
 const MTU: usize = POD_MTU as usize;
 const ICMP: u8 = 1;

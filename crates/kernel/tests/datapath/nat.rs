@@ -7,8 +7,9 @@ use weft_kernel::NetNs;
 use weft_kernel::bpf::{ForwardPath, Options};
 use weft_kernel::sockets::{tcp_connect, tcp_listener, udp_socket};
 
+use crate::echo::{Echo, megabyte, tcp_echo, udp_echo};
 use crate::needs_root;
-use crate::support::{Cluster, Counts, PATIENCE, Pod, megabyte, tcp_echo, udp_echo};
+use crate::support::{Cluster, Counts, PATIENCE, Pod};
 
 const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 10), 80);
 const NODE_PORT: u16 = 30_080;
@@ -273,7 +274,7 @@ fn a_flow_in_use_outlives_more_others_than_there_is_room_for() {
     });
     let (client, server) = (cluster.pod(0, 1), cluster.pod(1, 2));
     cluster.nodes[0].dnat(&to_vip(&server));
-    let living = crate::support::Echo::start(&client.ns.netns, &server.ns.netns, backend(&server), VIP);
+    let living = Echo::start(&client.ns.netns, &server.ns.netns, backend(&server), VIP);
     for _ in 0..40 {
         for _ in 0..100 {
             let other = udp_socket(&client.ns.netns, (Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();

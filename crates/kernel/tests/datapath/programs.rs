@@ -3,101 +3,23 @@
 
 use std::net::Ipv4Addr;
 
-use weft_kernel::bpf::{DropReason, ForwardPath, Packet, PrefixTarget, Program, Transport};
+use weft_kernel::bpf::{DropReason, ForwardPath, Packet, Program};
 use weft_kernel::target::Target;
 use weft_model::Mac;
 
+use crate::bench::{
+    Bench, ICMP_UNREACHABLE, MORE_FRAGMENTS, NATIVE, OTHER_NODE, OUTSIDE, PASS, REDIRECT, SELF, SHOT, TCP,
+    Want,
+};
 use crate::frames::{ARP, IPV4, Ip, OVERLAY_MAC, OVERLAY_SOURCE_MAC, arp, ethernet, readdressed};
+use crate::namespaces::TestNs;
 use crate::needs_root;
-use crate::support::{Cluster, Counts, POD_MTU, Pod, VXLAN_PORT};
-
-const PASS: i32 = -1;
-const SHOT: i32 = 2;
-const REDIRECT: i32 = 7;
+use crate::support::{Bpffs, Counts, POD_MTU, VXLAN_PORT};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-pub(crate) const SELF: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
-pub(crate) const OTHER_NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
 const REMOTE_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 9);
 const ABSENT_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 99);
 const NOBODYS: Ipv4Addr = Ipv4Addr::new(10, 244, 77, 1);
-pub(crate) const NATIVE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-pub(crate) const TCP: u8 = 6;
-pub(crate) const ICMP_UNREACHABLE: u8 = 3;
-pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
-
-pub(crate) struct Bench {
-    pub(crate) cluster: Cluster,
-    pub(crate) pod: Pod,
-    pub(crate) peer: Pod,
-}
-
-pub(crate) enum Want {
-    Drop(DropReason),
-    Pass(ForwardPath),
-    /// Not ours, or counted elsewhere.
-    Ignore,
-    /// With these Ethernet addresses.
-    Redirect(ForwardPath, Mac, Mac),
-}
-
-impl Bench {
-    pub(crate) fn new() -> Self {
-        let mut cluster = Cluster::new(2);
-        // What the other transport writes is seen on the wire.
-        cluster.nodes[0].switch(Transport::Device);
-        let native = "192.0.2.0/24".parse().unwrap();
-        cluster.nodes[0]
-            .datapath
-            .prefixes()
-            .apply(&native, &PrefixTarget::Native)
-            .unwrap();
-        let (pod, peer) = (cluster.pod(0, 1), cluster.pod(0, 2));
-        Self { cluster, pod, peer }
-    }
-
-    fn sent(&self, packet: &Ip) -> Vec<u8> {
-        ethernet(
-            self.pod.endpoint.host_mac,
-            self.pod.endpoint.mac,
-            IPV4,
-            &packet.bytes(),
-        )
-    }
-
-    pub(crate) fn check(&mut self, program: Program, ifindex: u32, row: &str, frame: &[u8], want: &Want) {
-        self.check_packet(program, row, &Packet::new(ifindex, frame), want);
-    }
-
-    fn check_packet(&mut self, program: Program, row: &str, packet: &Packet, want: &Want) {
-        let node = &mut self.cluster.nodes[0];
-        let before = node.counts();
-        let datapath = &mut node.datapath;
-        let outcome = node
-            .ns
-            .netns
-            .run(|| datapath.test_run(program, packet).unwrap())
-            .unwrap();
-        let counted = node.counts().since(&before);
-        let none = Counts::default();
-        let (action, frame, counts) = match want {
-            Want::Drop(reason) => (SHOT, packet.frame.clone(), none.drop(*reason, 1)),
-            Want::Pass(path) => (PASS, packet.frame.clone(), none.forward(*path, 1)),
-            Want::Ignore => (PASS, packet.frame.clone(), none),
-            Want::Redirect(path, destination, source) => (
-                REDIRECT,
-                readdressed(&packet.frame, *destination, *source),
-                none.forward(*path, 1),
-            ),
-        };
-        assert_eq!(
-            (outcome.action, outcome.frame, counted),
-            (action, frame, counts),
-            "{row}"
-        );
-    }
-}
 
 #[test]
 fn a_pods_packets_are_checked_and_sent_on_their_way() {
@@ -620,8 +542,8 @@ fn nothing_of_pods_passes_the_uplink_outside_the_overlay() {
 #[test]
 fn before_it_is_configured_a_node_drops_what_pods_send() {
     needs_root!();
-    let bpffs = crate::support::Bpffs::new();
-    let ns = crate::support::TestNs::new("node");
+    let bpffs = Bpffs::new();
+    let ns = TestNs::quiet("node");
     let options = weft_kernel::bpf::Options::new(bpffs.path.join("pins"));
     let mut datapath = weft_kernel::bpf::Datapath::load(&options).unwrap();
     assert_eq!(datapath.config().unwrap(), None);

@@ -2,11 +2,9 @@
 
 use weft_kernel::bpf::{DropReason, ForwardPath, Program};
 
+use crate::bench::{Bench, ICMP_UNREACHABLE, MORE_FRAGMENTS, NATIVE, OTHER_NODE, OUTSIDE, SELF, TCP, Want};
 use crate::frames::{IPV4, Ip, ethernet};
 use crate::needs_root;
-use crate::programs::{
-    Bench, ICMP_UNREACHABLE, MORE_FRAGMENTS, NATIVE, OTHER_NODE, OUTSIDE, SELF, TCP, Want,
-};
 use crate::support::VXLAN_PORT;
 
 const ICMP_ECHO: u8 = 8;

@@ -2,23 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Once;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use weft_kernel::bpf::{
     Datapath, DropReason, Endpoint, ForwardPath, NodeConfig, Options, PrefixTarget, Transport,
 };
+use weft_kernel::mount;
 use weft_kernel::nft::{Nft, WeftNft, weft_table};
-use weft_kernel::process::{Signal, processes_in};
-use weft_kernel::rtnl::{Address, LinkSpec, Neighbour, Route, Rtnl, VxlanSpec};
+use weft_kernel::rtnl::{Address, LinkSpec, Neighbour, Route, VxlanSpec};
 use weft_kernel::target::{Target, reconcile};
-use weft_kernel::{NetNs, mount, sockets};
 use weft_model::Mac;
+
+use crate::namespaces::TestNs;
+use crate::owned;
 
 /// Longest wait for something that should happen; shortest that shows it does not is [`SILENCE`].
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,17 +29,6 @@ pub(crate) const UPLINK_MTU: u32 = 1500;
 pub(crate) const POD_MTU: u32 = UPLINK_MTU - 50;
 pub(crate) const POOL: &str = "10.244.0.0/16";
 
-static NEXT: AtomicU32 = AtomicU32::new(0);
-
-/// Whether this test can run; says why not.
-pub(crate) fn root(test: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("{test}: SKIPPED, needs root to make network namespaces and load eBPF programs");
-    }
-    root
-}
-
 /// The transport that all tests are run with but those that choose one: `WEFT_TRANSPORT`, direct where absent.
 fn transport(uplink: u32) -> Transport {
     match std::env::var("WEFT_TRANSPORT").as_deref() {
@@ -47,22 +36,6 @@ fn transport(uplink: u32) -> Transport {
         Ok("device") => Transport::Device,
         Ok(other) => panic!("WEFT_TRANSPORT={other} is none of auto, direct and device"),
     }
-}
-
-/// Returns from the test unless it runs as root.
-#[macro_export]
-macro_rules! needs_root {
-    () => {
-        if !$crate::support::root(std::thread::current().name().unwrap_or_default()) {
-            return;
-        }
-    };
-}
-
-/// A named namespace with `lo` up and without IPv6, whose chatter would be counted.
-pub(crate) struct TestNs {
-    pub(crate) name: String,
-    pub(crate) netns: NetNs,
 }
 
 /// A BPF file system of its own.
@@ -103,96 +76,24 @@ pub(crate) struct Counts {
     pub(crate) forwards: BTreeMap<ForwardPath, u64>,
 }
 
-// === impl TestNs ===
-
-impl TestNs {
-    pub(crate) fn new(role: &str) -> Self {
-        let name = format!(
-            "wdp-{}-{}-{role}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
-        let netns = NetNs::create_named(&name).unwrap();
-        let test = Self { name, netns };
-        test.netns
-            .run(|| {
-                for scope in ["all", "default"] {
-                    std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1").unwrap();
-                }
-            })
-            .unwrap();
-        test.rtnl().set_up("lo", true).unwrap();
-        test
-    }
-
-    /// A number of the namespace's IP statistics (RFC 4293), by its name in /proc/net/snmp.
-    pub(crate) fn ip_statistic(&self, name: &str) -> u64 {
-        let table = self.exec("cat /proc/net/snmp");
-        let mut lines = table.lines().filter_map(|line| line.strip_prefix("Ip: "));
-        let names = lines.next().unwrap().split(' ');
-        let (_, number) = names
-            .zip(lines.next().unwrap().split(' '))
-            .find(|(found, _)| *found == name)
-            .unwrap();
-        number.parse().unwrap()
-    }
-
-    pub(crate) fn rtnl(&self) -> Rtnl {
-        Rtnl::open_in(&self.netns).unwrap()
-    }
-
-    /// What a program prints that runs in this namespace.
-    pub(crate) fn exec(&self, line: &str) -> String {
-        self.feed(line, "")
-    }
-
-    /// The same with something on its standard input.
-    pub(crate) fn feed(&self, line: &str, input: &str) -> String {
-        let mut child = Command::new("ip")
-            .args(["netns", "exec", &self.name])
-            .args(line.split(' '))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = child.wait_with_output().unwrap();
-        assert!(status.success(), "{line}: {}", String::from_utf8_lossy(&stderr));
-        String::from_utf8(stdout).unwrap()
-    }
-
-    pub(crate) fn sysctl(&self, path: &str, value: &str) {
-        self.netns
-            .run(|| std::fs::write(format!("/proc/sys/net/{path}"), value).unwrap())
-            .unwrap();
-    }
-}
-
-impl Drop for TestNs {
-    fn drop(&mut self) {
-        let own = std::process::id().cast_signed();
-        for process in processes_in(&self.netns)
-            .unwrap_or_default()
-            .iter()
-            .filter(|process| process.pid != own)
-        {
-            let _ = process.signal(Signal::KILL);
-        }
-        let _ = NetNs::delete_named(&self.name);
-    }
-}
-
 // === impl Bpffs ===
 
 impl Bpffs {
+    /// What the names of their directories begin with.
+    const PREFIX: &str = "wdp";
+
     pub(crate) fn new() -> Self {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("wdp-{}-{number}", std::process::id()));
+        static SWEPT: Once = Once::new();
+        let directory = std::env::temp_dir();
+        SWEPT.call_once(|| {
+            for name in owned::orphans(Self::PREFIX, &directory) {
+                // It is unmounted and removed as at the end of a test.
+                drop(Self {
+                    path: directory.join(name),
+                });
+            }
+        });
+        let path = directory.join(owned::name(Self::PREFIX, "bpf"));
         mount::bpffs(&path).unwrap();
         Self { path }
     }
@@ -214,7 +115,7 @@ impl Cluster {
 
     pub(crate) fn with(size: u8, adapt: impl Fn(Options) -> Options) -> Self {
         let bpffs = Bpffs::new();
-        let vnet = TestNs::new("vnet");
+        let vnet = TestNs::quiet("vnet");
         // Where br_netfilter is loaded, bridges would check IP headers and drop what tests send on purpose.
         vnet.exec("ip link add br0 type bridge");
         let nf_call = "/proc/sys/net/bridge/bridge-nf-call-iptables";
@@ -248,7 +149,7 @@ impl Cluster {
 
     /// A host of the underlay that is no node.
     pub(crate) fn host(&self, number: u8) -> TestNs {
-        let ns = TestNs::new("host");
+        let ns = TestNs::quiet("host");
         connect(
             &self.vnet,
             &ns,
@@ -280,7 +181,7 @@ impl Cluster {
 
 impl Node {
     fn new(vnet: &TestNs, number: u8, options: Options) -> Self {
-        let ns = TestNs::new(&format!("node{number}"));
+        let ns = TestNs::quiet(&format!("node{number}"));
         let underlay = Ipv4Addr::new(172, 31, 0, 1 + number);
         let block = Ipv4Net::new(Ipv4Addr::new(10, 244, number, 0), 24).unwrap();
         connect(vnet, &ns, &format!("n{number}"), underlay);
@@ -419,7 +320,7 @@ impl Node {
     }
 
     pub(crate) fn pod(&mut self, number: u8) -> Pod {
-        let ns = TestNs::new("pod");
+        let ns = TestNs::quiet("pod");
         let [a, b, c, _] = self.block.network().octets();
         let address = Ipv4Addr::new(a, b, c, number);
         let host_name = format!("weft{number}");
@@ -539,42 +440,6 @@ impl Node {
     }
 }
 
-/// A UDP client and the server that answers it, one flow for as long as it lives.
-pub(crate) struct Echo {
-    client: UdpSocket,
-    server: UdpSocket,
-}
-
-// === impl Echo ===
-
-impl Echo {
-    pub(crate) fn start(client: &NetNs, server: &NetNs, listen: SocketAddrV4, to: SocketAddrV4) -> Self {
-        let server = sockets::udp_socket(server, listen.into()).unwrap();
-        let client = sockets::udp_socket(client, (Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
-        for socket in [&server, &client] {
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        }
-        // Connected, so that only an answer from where the request went counts.
-        client.connect(to).unwrap();
-        Self { client, server }
-    }
-
-    pub(crate) fn round_trip(&self) {
-        const REQUEST: &[u8] = b"still there?";
-        self.client.send(REQUEST).unwrap();
-        let mut buffer = [0; 64];
-        loop {
-            let (length, peer) = self.server.recv_from(&mut buffer).unwrap();
-            if buffer[..length] == *REQUEST {
-                self.server.send_to(REQUEST, peer).unwrap();
-                break;
-            }
-        }
-        let length = self.client.recv(&mut buffer).unwrap();
-        assert_eq!(&buffer[..length], REQUEST);
-    }
-}
-
 // === impl Counts ===
 
 impl Counts {
@@ -594,97 +459,6 @@ impl Counts {
     pub(crate) fn forward(mut self, path: ForwardPath, packets: u64) -> Self {
         self.forwards.insert(path, packets);
         self
-    }
-}
-
-/// A megabyte in which no part looks like another.
-pub(crate) fn megabyte() -> Vec<u8> {
-    (0..1_000_000_u32)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect()
-}
-
-/// Sends `request` bytes over TCP and gets them back. Returns the address that the server saw.
-pub(crate) fn tcp_echo(
-    client: &NetNs,
-    server: &NetNs,
-    listen: SocketAddrV4,
-    to: SocketAddrV4,
-    request: &[u8],
-) -> io::Result<SocketAddr> {
-    let listener = sockets::tcp_listener(server, listen.into()).map_err(io::Error::from)?;
-    std::thread::scope(|scope| {
-        let serving = scope.spawn(move || -> io::Result<SocketAddr> {
-            let (mut stream, peer) = listener.accept()?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            let mut buffer = vec![0; 64 * 1024];
-            loop {
-                match stream.read(&mut buffer)? {
-                    0 => return Ok(peer),
-                    length => stream.write_all(&buffer[..length])?,
-                }
-            }
-        });
-        let exchange = || -> io::Result<()> {
-            let stream = sockets::tcp_connect(client, to.into(), PATIENCE).map_err(io::Error::from)?;
-            exchange(&stream, request)
-        };
-        let outcome = exchange();
-        if outcome.is_err() {
-            // Nobody may have come: let the server go.
-            let _ = sockets::tcp_connect(server, listen.into(), PATIENCE);
-        }
-        let peer = serving.join().unwrap();
-        outcome?;
-        peer
-    })
-}
-
-fn exchange(mut stream: &TcpStream, request: &[u8]) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    std::thread::scope(|scope| {
-        let writing = scope.spawn(move || -> io::Result<()> {
-            let mut stream = stream;
-            stream.write_all(request)?;
-            stream.shutdown(std::net::Shutdown::Write)
-        });
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        writing.join().unwrap()?;
-        if answer == request {
-            Ok(())
-        } else {
-            Err(io::Error::other("the answer differs from the request"))
-        }
-    })
-}
-
-/// Sends a datagram and gets it back. Returns the address that the server saw.
-pub(crate) fn udp_echo(
-    client: &NetNs,
-    server: &NetNs,
-    listen: SocketAddrV4,
-    to: SocketAddrV4,
-    request: &[u8],
-) -> io::Result<SocketAddr> {
-    let server = sockets::udp_socket(server, listen.into()).map_err(io::Error::from)?;
-    let client = sockets::udp_socket(client, (Ipv4Addr::UNSPECIFIED, 0).into()).map_err(io::Error::from)?;
-    for socket in [&server, &client] {
-        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
-    }
-    // Connected, so that only an answer from where the request went counts.
-    client.connect(to)?;
-    client.send(request)?;
-    let mut buffer = vec![0; 65_536];
-    let (length, peer) = server.recv_from(&mut buffer)?;
-    server.send_to(&buffer[..length], peer)?;
-    let length = client.recv(&mut buffer)?;
-    if buffer[..length] == *request {
-        Ok(peer)
-    } else {
-        Err(io::Error::other("the answer differs from the request"))
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::namespaces::TestNs;
 use crate::needs_root;
-use crate::support::TestNs;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use weft_kernel::rtnl::{

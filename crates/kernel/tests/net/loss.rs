@@ -6,8 +6,8 @@ use std::time::Duration;
 use weft_kernel::nft::Nft;
 use weft_kernel::rtnl::LinkSpec;
 
+use crate::namespaces::TestNs;
 use crate::needs_root;
-use crate::support::TestNs;
 
 const SENDER: &str = "10.9.0.1";
 const RECEIVER: &str = "10.9.0.2";

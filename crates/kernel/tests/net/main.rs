@@ -1,9 +1,13 @@
 //! Tests that change the kernel, each in namespaces of its own, compared with what the usual tools show.
 //! They need root; without it each says that it was skipped.
 
+mod left;
 mod links;
 mod loss;
+#[path = "../namespaces/mod.rs"]
+mod namespaces;
 mod netns;
 mod nft;
-mod support;
+#[path = "../owned/mod.rs"]
+mod owned;
 mod system;

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::namespaces::TestNs;
 use crate::needs_root;
-use crate::support::TestNs;
 use weft_kernel::process::{Enter, ProcessId, enter, processes_in};
 use weft_kernel::{NetNs, mount};
 

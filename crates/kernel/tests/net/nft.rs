@@ -15,8 +15,8 @@ use weft_kernel::rtnl::{Address, LinkSpec, Route};
 use weft_kernel::sockets::{FrameSocket, Ipv4Socket, udp_packet, udp_socket};
 use weft_kernel::sysctl::{self, Key};
 
+use crate::namespaces::TestNs;
 use crate::needs_root;
-use crate::support::TestNs;
 
 const POD: &str = "10.244.1.5";
 const NODE: &str = "10.224.0.4";

@@ -9,8 +9,8 @@ use weft_kernel::sockets::{FrameSocket, Ipv4Socket, tcp_connect, tcp_listener, u
 use weft_kernel::sysctl::Key;
 use weft_kernel::{mount, sysctl};
 
+use crate::namespaces::TestNs;
 use crate::needs_root;
-use crate::support::TestNs;
 
 #[test]
 fn a_parameter_is_written_once_and_only_in_its_namespace() {

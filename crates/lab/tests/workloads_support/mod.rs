@@ -7,8 +7,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -29,10 +28,14 @@ use weft_lab::autoscaler;
 use weft_lab::node::{ClusterHandle, NodeHandle, ScaleRequest};
 use weft_lab::{controllers, kubelet, scheduler};
 
+#[path = "../../../kernel/tests/owned/mod.rs"]
+mod owned;
+
 /// How long anything may take before a test fails.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-static SERIAL: AtomicU32 = AtomicU32::new(0);
+/// What clusters' names, and those of their directories, begin with.
+const PREFIX: &str = "wl";
 
 /// A cluster; dropping it removes what it made.
 pub struct TestCluster {
@@ -75,6 +78,19 @@ DEL)
 esac
 "#;
 
+/// Removes what tests left that were killed.
+fn sweep() {
+    for netns in owned::entries(owned::NETNS_DIR) {
+        if owned::is_orphan(PREFIX, owned::lab_of(&netns)) {
+            owned::remove_netns(&netns);
+        }
+    }
+    let temporary = std::env::temp_dir();
+    for name in owned::orphans(PREFIX, &temporary) {
+        let _ = fs::remove_dir_all(temporary.join(name));
+    }
+}
+
 /// Starts a cluster without nodes; `None`, said on standard error, where privileges are missing.
 pub async fn cluster(autoscaler: Option<autoscaler::Config>) -> Option<TestCluster> {
     let _ = tracing_subscriber::fmt()
@@ -85,12 +101,10 @@ pub async fn cluster(autoscaler: Option<autoscaler::Config>) -> Option<TestClust
         eprintln!("skipped: {error}");
         return None;
     }
-    let name = format!(
-        "wl{}x{}",
-        std::process::id(),
-        SERIAL.fetch_add(1, Ordering::Relaxed)
-    );
-    let dir = std::env::temp_dir().join(format!("weft-lab-{name}"));
+    static SWEPT: Once = Once::new();
+    SWEPT.call_once(sweep);
+    let name = owned::name(PREFIX, "cluster");
+    let dir = std::env::temp_dir().join(&name);
     fs::create_dir_all(&dir).unwrap();
     let api = ApiServer::builder().start().unwrap();
     let address = api
