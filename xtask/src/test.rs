@@ -14,12 +14,25 @@ use crate::{chart, exec, fuzz, host, invariants, junit, kube, lint, setup};
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
-    /// Parts to run [default: all, in this order]
+    /// Parts to run [default: all, in this order; with --transport, those it concerns]
     #[arg(value_enum)]
     parts: Vec<Part>,
     /// Only tests whose name contains this; the parts without tests are left out
     #[arg(short, long, value_name = "NAME")]
     filter: Option<String>,
+    /// Run net, lab and faults wholly by this transport [default: by the one that agents choose, then a part of them by
+    /// device]
+    #[arg(long, value_enum)]
+    transport: Option<Transport>,
+}
+
+/// How packets get to other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Transport {
+    /// Programs write and strip the outer headers: what agents choose
+    Direct,
+    /// By the VXLAN device: what agents choose where direct is impossible
+    Device,
 }
 
 /// A part of the suite.
@@ -43,10 +56,19 @@ enum Part {
     Kube,
 }
 
+/// Which of a part's tests run, and how.
+#[derive(Debug, Clone, Copy, Default)]
+struct Selection<'a> {
+    /// What a test's name contains.
+    filter: Option<&'a str>,
+    /// A nextest expression that narrows the part.
+    only: Option<&'a str>,
+    /// What agents choose where absent.
+    transport: Option<Transport>,
+}
+
 /// Tells tests, and `weft lab create`, how packets get to other nodes.
 const TRANSPORT: &str = "WEFT_TRANSPORT";
-/// What agents choose only where the usual is impossible.
-const OTHER_TRANSPORT: &str = "device";
 
 /// How the tests of a part, or of the whole run, came out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -70,11 +92,7 @@ pub(crate) struct Skip {
 
 /// Entry point of the subcommand.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let parts = match (&args.filter, args.parts.as_slice()) {
-        (Some(_), []) => &Part::value_variants()[1..],
-        (None, []) => Part::value_variants(),
-        (_, named) => named,
-    };
+    let parts = args.parts()?;
     let scope = if parts.contains(&Part::Lint) {
         setup::Scope::Lint
     } else {
@@ -83,10 +101,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::ensure(scope, false)?;
 
     let mut results: Vec<(Part, Tally, Duration)> = Vec::new();
-    for &part in parts {
+    for part in parts {
         term::section(&format!("test {part}"));
         let started = Instant::now();
-        let tally = part.run(args.filter.as_deref())?;
+        let tally = part.run(args.selection())?;
         results.push((part, tally, started.elapsed()));
     }
 
@@ -121,14 +139,63 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+impl Args {
+    /// # Errors
+    /// A part was named to which the transport that was asked for is nothing.
+    fn parts(&self) -> Result<Vec<Part>> {
+        let concerned = |part: &Part| self.transport.is_none() || part.has_transport();
+        if let Some(part) = self.parts.iter().find(|part| !concerned(part)) {
+            bail!(
+                "--transport concerns net, lab and faults, and {part} is none of them; next: leave out \
+                 {part}, or --transport"
+            );
+        }
+        if !self.parts.is_empty() {
+            return Ok(self.parts.clone());
+        }
+        let has_tests = |part: &Part| self.filter.is_none() || *part != Part::Lint;
+        Ok(Part::value_variants()
+            .iter()
+            .copied()
+            .filter(|part| has_tests(part) && concerned(part))
+            .collect())
+    }
+
+    fn selection(&self) -> Selection<'_> {
+        Selection {
+            filter: self.filter.as_deref(),
+            only: None,
+            transport: self.transport,
+        }
+    }
+}
+
+// === impl Transport ===
+
+impl Transport {
+    /// As agents name it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Device => "device",
+        }
+    }
+}
+
 // === impl Part ===
 
 impl Part {
-    fn run(self, filter: Option<&str>) -> Result<Tally> {
+    /// Whether its tests send packets to other nodes, or run agents that could.
+    const fn has_transport(self) -> bool {
+        matches!(self, Self::Net | Self::Lab | Self::Faults)
+    }
+
+    fn run(self, selection: Selection<'_>) -> Result<Tally> {
+        let filter = selection.filter;
         match self {
             Self::Lint => lint::run(),
             Self::Unit => {
-                let mut tally = self.nextest(filter, None)?;
+                let mut tally = self.nextest(selection)?;
                 if filter.is_none() {
                     tally.add(doc_tests()?);
                 }
@@ -141,44 +208,53 @@ impl Part {
             Self::Chart => {
                 // Tests that miss it skip themselves.
                 chart::helm()?;
-                self.nextest(filter, None)
+                self.nextest(selection)
             }
-            Self::Net | Self::Lab => self.by_both_transports(filter),
+            Self::Net | Self::Lab => self.by_transports(selection),
             Self::Faults => {
                 setup::strace()?;
                 invariants::forget()?;
-                let tally = self.by_both_transports(filter)?;
+                let tally = self.by_transports(selection)?;
                 invariants::print()?;
                 Ok(tally)
             }
-            Self::Kube => self.kube(filter),
+            Self::Kube => self.kube(selection),
         }
     }
 
-    /// All tests by the transport that agents choose, then those that are about packets by the other.
-    fn by_both_transports(self, filter: Option<&str>) -> Result<Tally> {
+    /// All tests by the transport that was asked for; else by the one that agents choose, then those that are about
+    /// packets by the other.
+    fn by_transports(self, selection: Selection<'_>) -> Result<Tally> {
+        let mut tally = self.nextest(selection)?;
+        if selection.transport.is_some() {
+            return Ok(tally);
+        }
         let again = match self {
             Self::Net => "binary(datapath)",
-            Self::Lab => "test(every_check_passes)",
-            _ => "test(put_right) | test(killed_at_work)",
+            // Not what chooses its transport itself, nor what makes no cluster.
+            Self::Lab => "package(weft) & not test(/^(transport|bad_input|left)::/)",
+            _ => "test(/^(repair|restart|walk)::/) | test(killed_at_work)",
         };
-        let mut tally = self.nextest(filter, None)?;
-        tally.add(self.nextest(filter, Some(again))?);
+        tally.add(self.nextest(Selection {
+            only: Some(again),
+            transport: Some(Transport::Device),
+            ..selection
+        })?);
         Ok(tally)
     }
 
     /// Builds Kubernetes first: the tests skip themselves without it.
-    fn kube(self, filter: Option<&str>) -> Result<Tally> {
-        let test = kube::Test::select(filter)?;
+    fn kube(self, selection: Selection<'_>) -> Result<Tally> {
+        let test = kube::Test::select(selection.filter)?;
         let reason = match host::lacks_privileges() {
             Some(reason) => Some(format!("{reason}; next: {}", host::as_root("test kube"))),
             None => kube::Test::lacks()?,
         };
         if let Some(reason) = reason {
-            let count = self.count(filter, None)? + test.count();
+            let count = self.count(selection)? + test.count();
             return Ok(self.skipped(count, reason));
         }
-        let mut tally = self.nextest(filter, None)?;
+        let mut tally = self.nextest(selection)?;
         tally.add(test.run()?);
         Ok(tally)
     }
@@ -212,13 +288,15 @@ impl Part {
         filter.map_or_else(|| part.to_owned(), |name| format!("{part} & test(~{name})"))
     }
 
-    /// Runs the part, or of the part what `again` selects, by the transport that is not the usual.
-    fn nextest(self, filter: Option<&str>, again: Option<&str>) -> Result<Tally> {
+    fn nextest(self, selection: Selection<'_>) -> Result<Tally> {
         if !matches!(self, Self::Unit | Self::Chart)
             && let Some(reason) = host::lacks_privileges()
         {
-            let next = host::as_root(&format!("test {self}"));
-            let count = self.count(filter, again)?;
+            let how = selection
+                .transport
+                .map(|transport| format!(" --transport {}", transport.name()));
+            let next = host::as_root(&format!("test {self}{}", how.unwrap_or_default()));
+            let count = self.count(selection)?;
             return Ok(self.skipped(count, format!("{reason}; next: {next}")));
         }
         // Cluster tests start programs of other packages, which nextest would not build.
@@ -232,11 +310,17 @@ impl Part {
         if report.exists() {
             std::fs::remove_file(&report).with_context(|| format!("remove {}", report.display()))?;
         }
-        let mut command = self.command("run", filter, again);
-        if again.is_some() {
-            term::item(Mark::Note, "again", format!("{TRANSPORT}={OTHER_TRANSPORT}"));
-            command.env(TRANSPORT, OTHER_TRANSPORT);
+        let mut command = self.command("run", selection);
+        if let Some(transport) = selection.transport {
+            let which = if selection.only.is_some() {
+                "some again"
+            } else {
+                "all"
+            };
+            term::item(Mark::Note, which, format!("by --transport {}", transport.name()));
         }
+        // What the caller's environment says is not what was asked for.
+        command.env(TRANSPORT, selection.transport.map_or("auto", Transport::name));
         let status = exec::status(command.args(["--no-fail-fast", "--no-tests", "pass"]))?;
         let Ok(text) = std::fs::read_to_string(&report) else {
             // No test was selected, or the tests did not build.
@@ -256,11 +340,8 @@ impl Part {
     }
 
     /// How many tests the part has.
-    fn count(self, filter: Option<&str>, again: Option<&str>) -> Result<usize> {
-        let text = exec::read(
-            self.command("list", filter, again)
-                .args(["--message-format", "json"]),
-        )?;
+    fn count(self, selection: Selection<'_>) -> Result<usize> {
+        let text = exec::read(self.command("list", selection).args(["--message-format", "json"]))?;
         let list: serde_json::Value = serde_json::from_str(&text).context("parse the list of tests")?;
         let suites = list["rust-suites"]
             .as_object()
@@ -274,10 +355,10 @@ impl Part {
             .count())
     }
 
-    fn command(self, verb: &str, filter: Option<&str>, again: Option<&str>) -> Command {
-        let mut expression = self.expression(filter);
-        if let Some(again) = again {
-            expression = format!("{expression} & ({again})");
+    fn command(self, verb: &str, selection: Selection<'_>) -> Command {
+        let mut expression = self.expression(selection.filter);
+        if let Some(only) = selection.only {
+            expression = format!("{expression} & ({only})");
         }
         let mut command = exec::cargo();
         command
@@ -342,5 +423,40 @@ impl fmt::Display for Tally {
             "{} passed, {} failed, {skipped} skipped",
             self.passed, self.failed
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(args: &Args) -> Result<Vec<Part>, String> {
+        args.parts().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_transport_selects_the_parts_that_have_one_and_refuses_others() {
+        let by_device = |parts: &[Part]| Args {
+            parts: parts.to_vec(),
+            transport: Some(Transport::Device),
+            ..Args::default()
+        };
+        assert_eq!(
+            parts(&by_device(&[])),
+            Ok(vec![Part::Net, Part::Lab, Part::Faults])
+        );
+        assert_eq!(parts(&by_device(&[Part::Lab])), Ok(vec![Part::Lab]));
+        let refused = parts(&by_device(&[Part::Lab, Part::Unit])).unwrap_err();
+        assert!(refused.starts_with("--transport concerns net, lab and faults, and unit is none"));
+    }
+
+    #[test]
+    fn without_parts_all_run_but_those_without_names_where_a_name_is_given() {
+        assert_eq!(parts(&Args::default()), Ok(Part::value_variants().to_vec()));
+        let filtered = Args {
+            filter: Some("packet".to_owned()),
+            ..Args::default()
+        };
+        assert_eq!(parts(&filtered), Ok(Part::value_variants()[1..].to_vec()));
     }
 }
