@@ -11,7 +11,7 @@ use aya::maps::{HashMap, LpmTrie, Map, MapData};
 use ipnet::Ipv4Net;
 use kube::api::ListParams;
 use kube::{Api, Client};
-use weft_abi::{ABI_VERSION, Endpoint, Prefix, PrefixKind, names};
+use weft_abi::{ABI_VERSION, BlockKey, Endpoint, Prefix, PrefixKind, names};
 use weft_api::{NodeNetwork, NodeSlice};
 
 /// The blocks of every node, by its address: what the maps of every agent have to hold.
@@ -21,6 +21,7 @@ pub(crate) type Blocks = BTreeMap<Ipv4Addr, Vec<Ipv4Net>>;
 pub(crate) struct Maps {
     nodes: HashMap<MapData, [u8; 16], u32>,
     prefixes: LpmTrie<MapData, [u8; 16], [u8; size_of::<Prefix>()]>,
+    blocks: HashMap<MapData, [u8; size_of::<BlockKey>()], [u8; size_of::<Prefix>()]>,
     pods: HashMap<MapData, [u8; 16], [u8; size_of::<Endpoint>()]>,
 }
 
@@ -34,6 +35,7 @@ impl Maps {
         Ok(Self {
             nodes: Map::HashMap(open(names::NODES)?).try_into()?,
             prefixes: Map::LpmTrie(open(names::PREFIXES)?).try_into()?,
+            blocks: Map::HashMap(open(names::BLOCKS)?).try_into()?,
             pods: Map::HashMap(open(names::ENDPOINTS_BY_ADDR)?).try_into()?,
         })
     }
@@ -66,6 +68,8 @@ impl Maps {
                 nodes.difference(&wanted).count()
             );
         }
+        // Programs find blocks as long as the node's own by one look.
+        let indexed = blocks.get(&own).and_then(|blocks| blocks.first());
         for (address, blocks) in blocks.iter().filter(|(address, _)| **address != own) {
             for block in blocks {
                 let key = Key::new(96 + u32::from(block.prefix_len()), mapped(block.addr()));
@@ -75,6 +79,13 @@ impl Maps {
                 let wanted = (PrefixKind::RemoteBlock as u16).to_ne_bytes();
                 if !underlay.starts_with(&mapped(*address)) || !kind.starts_with(&wanted) {
                     bail!("block {block} of node {address} has {found:?}");
+                }
+                let BlockKey { network, mask } = BlockKey::new(block.addr().octets(), block.prefix_len());
+                let [[a, b, c, d], [e, f, g, h]] = [network, mask].map(u32::to_ne_bytes);
+                if indexed.is_some_and(|own| own.prefix_len() == block.prefix_len())
+                    && !matches!(self.blocks.get(&[a, b, c, d, e, f, g, h], 0), Ok(held) if held == found)
+                {
+                    bail!("block {block} of node {address} is not found by one look");
                 }
             }
         }

@@ -91,9 +91,9 @@ pub fn try_to_pod(skb: &mut Skb) -> Verdict {
         // The node's own ARP and IPv6 chatter on the interface; pods cannot send here.
         return Ok(Action::Ignore);
     }
-    let endpoint = tables::endpoint_by_ifindex(skb.ifindex()).ok_or(DropReason::NoEndpoint)?;
     let ip = parse_ipv4(skb)?;
     if tables::kind_of(ip.source).is_some_and(PrefixKind::bypasses_stack) {
+        let endpoint = tables::endpoint_by_ifindex(skb.ifindex()).ok_or(DropReason::NoEndpoint)?;
         stack::note(skb, &ip, endpoint)?;
     }
     Ok(Action::Pass(ForwardPath::StackToPod))

@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Address, Config, Counter, DropReason, Endpoint, FlowKey, ForwardPath, FragmentKey, Prefix, PrefixKey,
+    Address, BlockKey, Config, Counter, DropReason, Endpoint, FlowKey, ForwardPath, FragmentKey, Prefix, PrefixKey,
     PrefixKind, packet::PROTOCOL_TCP,
 };
 
@@ -22,6 +22,10 @@ static CONFIG: Array<Config, 1> = Array::new();
 
 #[btf_map]
 static PREFIXES: LpmTrie<Address, Prefix, 131_072> = LpmTrie::new();
+
+// As in the trie, a removed value is freed only after every running program has ended.
+#[btf_map]
+static BLOCKS: HashMap<BlockKey, Prefix, 131_072, NO_PREALLOC> = HashMap::new();
 
 // Without preallocation a removed value is freed only after every running program has ended, so a reference taken here
 // never sees another endpoint's data.
@@ -61,8 +65,19 @@ pub fn config() -> Option<&'static Config> {
 /// What the longest prefix that holds `address` stands for.
 #[inline(always)]
 pub fn prefix_of(address: Address) -> Option<(PrefixKind, &'static Prefix)> {
-    let prefix = PREFIXES.get(&Key::new(PrefixKey::HOST_BITS, address))?;
+    let prefix = match block_of(address) {
+        Some(block) => block,
+        None => PREFIXES.get(&Key::new(PrefixKey::HOST_BITS, address))?,
+    };
     Some((PrefixKind::from_raw(prefix.kind)?, prefix))
+}
+
+/// The block that holds `address`, where one look tells. No longer prefix is inside one that is found here.
+#[inline(always)]
+fn block_of(address: Address) -> Option<&'static Prefix> {
+    let key = CONFIG.get(0)?.blocks.key(address)?;
+    // SAFETY: no preallocation, see above; values are replaced and not changed in place.
+    unsafe { BLOCKS.get(key) }
 }
 
 /// [`prefix_of`], for when only the kind matters.

@@ -2,7 +2,7 @@
 //! for the node's address before they search the trie. They read from the IP header on, so that an uplink without
 //! Ethernet headers does as well.
 
-use weft_abi::{Address, DropReason, PrefixKind, packet::ETHERTYPE_IPV4};
+use weft_abi::{Address, Config, DropReason, PrefixKind, packet::{ETHERTYPE_IPV4, IPV4_HALFWORDS, Ipv4}};
 
 use crate::{
     skb::Skb,
@@ -17,10 +17,11 @@ struct Ends {
 
 #[inline(always)]
 pub fn try_to_uplink(skb: &Skb) -> Verdict {
-    let Some(ends) = ends_of(skb)? else {
+    let config = tables::config();
+    let Some(ends) = ends_of(skb, config)? else {
         return Ok(Action::Ignore);
     };
-    if is_own(ends.source) || !is_pod(ends.source) {
+    if is_own(ends.source, config) || !is_pod(ends.source) {
         return Ok(Action::Ignore);
     }
     match tables::kind_of(ends.destination) {
@@ -31,15 +32,16 @@ pub fn try_to_uplink(skb: &Skb) -> Verdict {
 
 #[inline(always)]
 pub fn try_from_uplink(skb: &mut Skb) -> Verdict {
-    if let Some(config) = tables::config()
+    let config = tables::config();
+    if let Some(config) = config
         && let Some(action) = transport::receive(skb, config)?
     {
         return Ok(action);
     }
-    let Some(ends) = ends_of(skb)? else {
+    let Some(ends) = ends_of(skb, config)? else {
         return Ok(Action::Ignore);
     };
-    if is_own(ends.destination) || !is_pod(ends.destination) {
+    if is_own(ends.destination, config) || !is_pod(ends.destination) {
         return Ok(Action::Ignore);
     }
     match tables::kind_of(ends.source) {
@@ -50,10 +52,17 @@ pub fn try_from_uplink(skb: &mut Skb) -> Verdict {
 
 /// `None` for anything but IPv4.
 #[inline(always)]
-fn ends_of(skb: &Skb) -> Result<Option<Ends>, DropReason> {
+fn ends_of(skb: &Skb, config: Option<&Config>) -> Result<Option<Ends>, DropReason> {
     const SOURCE: u32 = 12;
     if skb.protocol() != ETHERTYPE_IPV4 {
         return Ok(None);
+    }
+    // Where programs write and strip outer headers there are Ethernet headers, and the helper is not needed.
+    if config.is_some_and(|config| config.is_direct_at(skb.ifindex()))
+        && let Some(frame) = skb.linear::<IPV4_HALFWORDS>()
+    {
+        let (source, destination) = Ipv4::ends(frame);
+        return Ok(Some(Ends { source, destination }));
     }
     let bytes: [u8; 8] = skb.load_network(SOURCE).ok_or(DropReason::Malformed)?;
     let [a0, a1, a2, a3, b0, b1, b2, b3] = bytes;
@@ -64,8 +73,8 @@ fn ends_of(skb: &Skb) -> Result<Option<Ends>, DropReason> {
 }
 
 #[inline(always)]
-fn is_own(address: Address) -> bool {
-    tables::config().is_some_and(|config| config.underlay == address)
+fn is_own(address: Address, config: Option<&Config>) -> bool {
+    config.is_some_and(|config| config.underlay == address)
 }
 
 #[inline(always)]

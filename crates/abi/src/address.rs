@@ -76,13 +76,23 @@ impl Address {
         zerocopy::transmute!(self)
     }
 
+    /// The word that holds the four bytes of a v4-mapped address, or `None` for any other.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) const fn as_v4_word(self) -> Option<u32> {
+        match self.words {
+            [0, 0, Self::V4_MARK, last] => Some(last),
+            _ => None,
+        }
+    }
+
     /// The four bytes of a v4-mapped address, or `None` for any other.
     #[inline(always)]
     #[must_use]
     pub const fn as_v4(self) -> Option<[u8; 4]> {
-        match self.words {
-            [0, 0, Self::V4_MARK, last] => Some(last.to_ne_bytes()),
-            _ => None,
+        match self.as_v4_word() {
+            Some(word) => Some(word.to_ne_bytes()),
+            None => None,
         }
     }
 }

@@ -17,11 +17,13 @@ pub mod tunnel;
 pub use address::{Address, Mac};
 pub use counters::{Counter, DropReason, ForwardPath};
 pub use identity::{Identity, IdentityOutOfRange, Vni};
-pub use maps::{Config, Endpoint, FlowKey, FragmentKey, Prefix, PrefixKey, PrefixKind, names};
+pub use maps::{
+    BlockIndex, BlockKey, Config, Endpoint, FlowKey, FragmentKey, Prefix, PrefixKey, PrefixKind, names,
+};
 
 /// Version of everything in this crate that both sides must agree on. Pins live under a directory named after it, so a
 /// node never mixes programs of one layout with maps of another. Raise it with every change of a layout or a meaning.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The oldest version whose [`Endpoint`] and [`FlowKey`] are laid out as this one's: an upgrade from it, or from one
 /// between, keeps what programs know of flows that the node's stack carries.

@@ -8,6 +8,9 @@ pub mod names {
     pub const CONFIG: &str = "CONFIG";
     /// LPM trie from [`PrefixKey`](crate::PrefixKey) to [`Prefix`](crate::Prefix).
     pub const PREFIXES: &str = "PREFIXES";
+    /// Hash from [`BlockKey`](crate::BlockKey) to [`Prefix`](crate::Prefix): entries of [`PREFIXES`] that most packets
+    /// look for, where one look finds them however many nodes there are.
+    pub const BLOCKS: &str = "BLOCKS";
     /// Hash from the ifindex of a pod's host-side veth to [`Endpoint`](crate::Endpoint).
     pub const ENDPOINTS_BY_IFINDEX: &str = "ENDPOINTS_BY_IFINDEX";
     /// Hash from a pod's [`Address`](crate::Address) to [`Endpoint`](crate::Endpoint).
@@ -26,9 +29,10 @@ pub mod names {
     /// Per-CPU array of [`Counter`](crate::Counter), indexed by [`ForwardPath`](crate::ForwardPath).
     pub const FORWARDS: &str = "FORWARDS";
     /// All of them.
-    pub const ALL: [&str; 10] = [
+    pub const ALL: [&str; 11] = [
         CONFIG,
         PREFIXES,
+        BLOCKS,
         ENDPOINTS_BY_IFINDEX,
         ENDPOINTS_BY_ADDR,
         NODES,
@@ -57,6 +61,33 @@ pub struct Config {
     pub vxlan_port: u16,
     /// Explicit padding, zero.
     pub reserved: u16,
+    /// Which addresses are looked for in [`names::BLOCKS`] before [`names::PREFIXES`].
+    pub blocks: BlockIndex,
+}
+
+/// Which IPv4 addresses are looked for among the blocks of one length before the trie is searched.
+///
+/// Words hold the bytes of an address or a mask in network order and have no meaning as numbers. All zero looks for every
+/// address among blocks of length zero, of which there are none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct BlockIndex {
+    /// Network mask of the blocks.
+    pub mask: u32,
+    /// A network that all of them are in; what is outside is looked for in the trie only.
+    pub within: u32,
+    /// That network's mask.
+    pub within_mask: u32,
+}
+
+/// Key of a block that is found by one look.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct BlockKey {
+    /// First address of the block, network order.
+    pub network: u32,
+    /// Its mask, network order: blocks of two lengths may begin at one address while the length changes.
+    pub mask: u32,
 }
 
 /// Key of the prefix trie (`struct bpf_lpm_trie_key`).
@@ -167,6 +198,74 @@ impl PrefixKey {
             bits: Self::HOST_BITS,
             network: address,
         }
+    }
+}
+
+// === impl BlockIndex ===
+
+impl BlockIndex {
+    /// For a node that has no blocks.
+    pub const NONE: Self = Self {
+        mask: 0,
+        within: 0,
+        within_mask: u32::MAX,
+    };
+
+    /// The index of blocks of `len` bits inside the network `within` of `within_len` bits; lengths from 0 to 32.
+    #[must_use]
+    pub const fn new(len: u8, within: [u8; 4], within_len: u8) -> Self {
+        let within_mask = mask(within_len);
+        Self {
+            mask: mask(len),
+            within: u32::from_ne_bytes(within) & within_mask,
+            within_mask,
+        }
+    }
+
+    /// The key of the block that may hold an address; `None` where none does.
+    #[inline(always)]
+    #[must_use]
+    pub const fn key(&self, address: Address) -> Option<BlockKey> {
+        match address.as_v4_word() {
+            Some(word) if word & self.within_mask == self.within => Some(BlockKey {
+                network: word & self.mask,
+                mask: self.mask,
+            }),
+            _ => None,
+        }
+    }
+}
+
+// === impl BlockKey ===
+
+impl BlockKey {
+    /// Of the block of `len` bits, 0 to 32, that holds an address.
+    #[must_use]
+    pub const fn new(address: [u8; 4], len: u8) -> Self {
+        let mask = mask(len);
+        Self {
+            network: u32::from_ne_bytes(address) & mask,
+            mask,
+        }
+    }
+
+    /// First address and length in bits; `None` for a mask with holes.
+    #[must_use]
+    pub const fn parts(self) -> Option<([u8; 4], u8)> {
+        let ones = u32::from_be(self.mask);
+        if ones.count_ones() == ones.leading_ones() {
+            Some((self.network.to_ne_bytes(), ones.count_ones() as u8))
+        } else {
+            None
+        }
+    }
+}
+
+/// Network mask of `len` bits in network order.
+const fn mask(len: u8) -> u32 {
+    match u32::MAX.checked_shl(32 - len as u32) {
+        Some(ones) => ones.to_be(),
+        None => 0,
     }
 }
 

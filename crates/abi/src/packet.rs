@@ -159,6 +159,14 @@ impl Ipv4 {
         })
     }
 
+    /// Source and destination, whatever else is in the headers.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ends(frame: &[u16; IPV4_HALFWORDS]) -> (Address, Address) {
+        let [_, _, _, _, _, _, _, _, _, _, _, _, _, s0, s1, d0, d1] = *frame;
+        (Address::v4_halfwords(s0, s1), Address::v4_halfwords(d0, d1))
+    }
+
     /// Offset of the transport header from the start of the frame, in bytes.
     #[inline(always)]
     #[must_use]

@@ -51,17 +51,18 @@ fn mac_addresses_keep_their_order() {
 #[test]
 fn layouts_are_those_of_this_abi_version() {
     use core::mem::{offset_of, size_of};
-    assert_eq!(ABI_VERSION, 3);
+    assert_eq!(ABI_VERSION, 4);
     assert_eq!(
         [
             size_of::<Config>(),
             size_of::<PrefixKey>(),
+            size_of::<BlockKey>(),
             size_of::<Prefix>(),
             size_of::<Endpoint>(),
             size_of::<FlowKey>(),
             size_of::<FragmentKey>()
         ],
-        [32, 20, 24, 44, 40, 40]
+        [44, 20, 8, 24, 44, 40, 40]
     );
     assert_eq!(
         [
@@ -76,10 +77,50 @@ fn layouts_are_those_of_this_abi_version() {
     assert_eq!(
         [
             offset_of!(Config, overlay_ifindex),
-            offset_of!(Config, vxlan_port)
+            offset_of!(Config, vxlan_port),
+            offset_of!(Config, blocks),
         ],
-        [16, 28]
+        [16, 28, 32]
     );
+}
+
+#[test]
+fn an_address_is_looked_for_in_the_block_that_may_hold_it() {
+    let index = BlockIndex::new(24, [10, 244, 0, 0], 16);
+    let key = |address| index.key(Address::v4(address)).and_then(BlockKey::parts);
+    assert_eq!(key([10, 244, 7, 9]), Some(([10, 244, 7, 0], 24)));
+    assert_eq!(key([10, 244, 255, 255]), Some(([10, 244, 255, 0], 24)));
+    for outside in [[10, 243, 255, 255], [10, 245, 0, 0], [192, 0, 2, 1], [0, 0, 0, 0]] {
+        assert_eq!(key(outside), None, "{outside:?}");
+    }
+    assert_eq!(index.key(Address::from_octets([0xfd; 16])), None);
+    assert_eq!(
+        index.key(Address::v4([10, 244, 7, 9])),
+        Some(BlockKey::new([10, 244, 7, 200], 24))
+    );
+    for len in 0..=32 {
+        let whole = BlockIndex::new(len, [0; 4], 0);
+        let key = whole.key(Address::v4([203, 0, 113, 77])).unwrap();
+        assert_eq!(
+            (key, key.parts().unwrap().1),
+            (BlockKey::new([203, 0, 113, 77], len), len)
+        );
+    }
+    let holes = BlockKey {
+        network: 0,
+        mask: u32::from_ne_bytes([255, 0, 255, 0]),
+    };
+    assert_eq!(holes.parts(), None);
+}
+
+#[test]
+fn no_index_looks_for_no_address_that_is_one() {
+    for address in [[10, 244, 0, 1], [255, 255, 255, 255], [0, 0, 0, 1]] {
+        assert_eq!(BlockIndex::NONE.key(Address::v4(address)), None, "{address:?}");
+    }
+    // As long as nobody wrote a configuration there is no entry that could be found.
+    let unset = BlockIndex::default().key(Address::v4([10, 244, 0, 1]));
+    assert_eq!(unset, Some(BlockKey::new([0; 4], 0)));
 }
 
 #[test]

@@ -4,6 +4,8 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::ops::Bound;
+use weft_kernel::bpf::BlockIndex;
 use weft_model::{Block, NodeUid};
 
 /// What the datapath does with a destination, and what it believes of a source.
@@ -60,7 +62,46 @@ impl Desired {
         ends.collect()
     }
 
-    /// Whether only what is in the two maps of other nodes tells this wish from `other`.
+    /// Which blocks the programs find by one look: those as long as this node's, since a cluster's mostly are.
+    pub fn block_index(&self) -> Option<BlockIndex> {
+        let len = self.blocks.first()?.net().prefix_len();
+        let mut within = *self.pod_cidrs.first()?;
+        while !self.pod_cidrs.iter().all(|cidr| within.contains(cidr)) {
+            within = within.supernet()?;
+        }
+        Some(BlockIndex { len, within })
+    }
+
+    /// What a block that is found by one look stands for; `None` for one that isn't.
+    pub fn indexed(&self, block: &Ipv4Net) -> Option<Prefix> {
+        self.indexed_in(self.block_index()?, block)
+    }
+
+    /// All blocks that are found by one look.
+    pub fn all_indexed(&self) -> impl Iterator<Item = (Ipv4Net, Prefix)> {
+        let index = self.block_index();
+        let blocks = self.prefixes.keys();
+        blocks.filter_map(move |block| Some((*block, self.indexed_in(index?, block)?)))
+    }
+
+    /// The block that would be found by one look for addresses of `net`, whether or not there is one.
+    pub fn block_around(&self, net: &Ipv4Net) -> Option<Ipv4Net> {
+        let index = self.block_index()?;
+        let block = Ipv4Net::new_assert(net.addr(), index.len.min(net.prefix_len())).trunc();
+        (block.prefix_len() == index.len && index.within.contains(&block)).then_some(block)
+    }
+
+    fn indexed_in(&self, index: BlockIndex, block: &Ipv4Net) -> Option<Prefix> {
+        let prefix = *self.prefixes.get(block)?;
+        let is_block = matches!(prefix, Prefix::LocalBlock | Prefix::RemoteBlock { .. });
+        // In this order, what is inside a network comes right behind it.
+        let mut longer = self.prefixes.range((Bound::Excluded(block), Bound::Unbounded));
+        let longest = longer.next().is_none_or(|(next, _)| !block.contains(next));
+        (is_block && longest && block.prefix_len() == index.len && index.within.contains(block))
+            .then_some(prefix)
+    }
+
+    /// Whether only what is in the maps of other nodes tells this wish from `other`.
     pub fn is_same_but_peers(&self, other: &Self) -> bool {
         let Self {
             node_uid,

@@ -1,4 +1,5 @@
 use super::*;
+use weft_kernel::bpf::BlockIndex;
 
 fn net(s: &str) -> Ipv4Net {
     s.parse().unwrap()
@@ -246,4 +247,66 @@ fn what_a_lost_slice_said_counts_until_it_is_contradicted_or_forgotten() {
     index.lose_slice("s0");
     index.forget_slice("s0");
     assert_eq!(reached(&index), (String::new(), None));
+}
+
+#[test]
+fn blocks_as_long_as_the_nodes_own_are_found_by_one_look() {
+    let mut index = index();
+    index.set_slice("s1", vec![peer("n3", "10.224.0.6", &["10.244.2.0/25"])]);
+    let (desired, _) = index.desired().unwrap();
+    let within = net("10.244.0.0/16");
+    assert_eq!(desired.block_index(), Some(BlockIndex { len: 24, within }));
+    let found: Vec<Ipv4Net> = desired.all_indexed().map(|(block, _)| block).collect();
+    assert_eq!(found, [net("10.244.0.0/24"), net("10.244.1.0/24")]);
+    let around = [
+        "10.244.2.128/25",
+        "10.244.1.0/24",
+        "10.244.0.0/16",
+        "10.224.0.5/32",
+    ];
+    assert_eq!(
+        around.map(|inside| desired.block_around(&net(inside))),
+        [Some(net("10.244.2.0/24")), Some(net("10.244.1.0/24")), None, None]
+    );
+}
+
+#[test]
+fn a_longer_prefix_in_a_block_is_not_passed_over() {
+    let mut index = index();
+    for inside in ["10.244.1.0/25", "10.244.1.255/32"] {
+        index.set_pool(
+            "default",
+            Some(Pool {
+                cidrs: vec![net("10.244.0.0/16")],
+                non_masquerade: vec![net(inside)],
+            }),
+        );
+        let (desired, _) = index.desired().unwrap();
+        assert_eq!(desired.prefixes.get(&net(inside)), Some(&Prefix::Native));
+        assert_eq!(desired.indexed(&net("10.244.1.0/24")), None, "{inside}");
+        assert_eq!(desired.indexed(&net("10.244.0.0/24")), Some(Prefix::LocalBlock));
+    }
+}
+
+#[test]
+fn pools_far_apart_are_in_one_network() {
+    let mut index = index();
+    for (name, cidr) in [("low", "10.16.0.0/16"), ("high", "100.64.0.0/10")] {
+        index.set_pool(
+            name,
+            Some(Pool {
+                cidrs: vec![net(cidr)],
+                non_masquerade: vec![],
+            }),
+        );
+    }
+    let (desired, _) = index.desired().unwrap();
+    let within = net("0.0.0.0/1");
+    assert_eq!(desired.block_index(), Some(BlockIndex { len: 24, within }));
+    index.set_grant(None);
+    assert_eq!(
+        index.desired().unwrap().0.block_index(),
+        None,
+        "a node without blocks"
+    );
 }

@@ -14,7 +14,7 @@ use crate::originals::Originals;
 use crate::pass::Pass;
 use crate::peers;
 use crate::takeover;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -427,6 +427,7 @@ impl NodeNet {
             pod_mtu: underlay.mtu,
             vxlan_port: self.settings.vxlan_port,
             transport: underlay.selection.transport,
+            blocks: desired.block_index(),
         };
         if datapath.config()? != Some(config)
             && pass.differs(FindingKind::Map, OWNER, "map CONFIG does not describe this node")
@@ -440,6 +441,12 @@ impl NodeNet {
             .collect();
         let node = |_: &_| OWNER.to_owned();
         pass.table("PREFIXES", node, &mut datapath.prefixes(), &prefixes)?;
+        let blocks: BTreeMap<Ipv4Net, _> = desired
+            .all_indexed()
+            .map(|(net, prefix)| (net, target(prefix, &underlay.paths)))
+            .collect();
+        let node = |_: &_| OWNER.to_owned();
+        pass.table("BLOCKS", node, &mut datapath.blocks(), &blocks)?;
         let nodes: BTreeMap<_, _> = desired
             .nodes
             .iter()

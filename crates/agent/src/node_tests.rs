@@ -51,6 +51,11 @@ fn a_changed_slice_is_applied_by_itself_and_a_full_pass_restores_what_others_del
             ["10.244.0.0/16", "10.244.1.0/24", "10.244.2.0/24"].map(|net| net.parse().unwrap());
         let datapath = Arc::clone(&node.wiring.datapath);
         let prefixes = || lock(&datapath).prefixes().list().unwrap();
+        let blocks = || -> Vec<String> {
+            let held = lock(&datapath).blocks().list().unwrap();
+            held.keys().map(ToString::to_string).collect()
+        };
+        assert_eq!(blocks(), ["10.244.0.0/24", "10.244.1.0/24"]);
         lock(&datapath).prefixes().remove(&kept).unwrap();
 
         let underlay = "10.224.0.6".parse().unwrap();
@@ -67,6 +72,7 @@ fn a_changed_slice_is_applied_by_itself_and_a_full_pass_restores_what_others_del
             [false, false, true],
             "only what changed is touched"
         );
+        assert_eq!(blocks(), ["10.244.0.0/24", "10.244.2.0/24"]);
         let nodes = lock(&datapath).nodes().list().unwrap();
         assert_eq!(
             nodes.into_keys().collect::<Vec<_>>(),
@@ -75,6 +81,16 @@ fn a_changed_slice_is_applied_by_itself_and_a_full_pass_restores_what_others_del
 
         node.net.reconcile(&wish).unwrap();
         assert!(prefixes().contains_key(&kept));
+
+        // What is reached past the overlay has to be found inside a block, too.
+        let mut exempt = Desired::clone(&wish);
+        exempt
+            .prefixes
+            .insert("10.244.2.8/29".parse().unwrap(), Prefix::Native);
+        assert!(node.net.update_peers(&exempt.into()).unwrap());
+        assert_eq!(blocks(), ["10.244.0.0/24"]);
+        assert!(node.net.update_peers(&wish).unwrap());
+        assert_eq!(blocks(), ["10.244.0.0/24", "10.244.2.0/24"]);
 
         // What is the node's own is more than two maps.
         let own = Desired {

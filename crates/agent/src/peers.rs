@@ -3,6 +3,7 @@
 use crate::desired::{Desired, Prefix};
 use crate::node::{Paths, target};
 use ipnet::Ipv4Net;
+use std::collections::BTreeSet;
 use weft_kernel::bpf::Datapath;
 use weft_kernel::target::Target;
 
@@ -23,10 +24,32 @@ pub fn update(
             prefixes.apply(&(*net).into(), &target(*prefix, paths))?;
         }
     }
-    for net in done.prefixes.keys() {
-        if !desired.prefixes.contains_key(net) {
-            prefixes.remove(&(*net).into())?;
+    let gone = || {
+        done.prefixes
+            .keys()
+            .filter(|net| !desired.prefixes.contains_key(net))
+    };
+    // A longer prefix decides whether the block around it is found by one look.
+    let changed = desired
+        .prefixes
+        .iter()
+        .filter(|(net, prefix)| changed(net, prefix));
+    let touched: BTreeSet<Ipv4Net> = changed
+        .map(|(net, _)| net)
+        .chain(gone())
+        .filter_map(|net| desired.block_around(net))
+        .collect();
+    let mut blocks = datapath.blocks();
+    for block in &touched {
+        match (done.indexed(block), desired.indexed(block)) {
+            (before, Some(now)) if before != Some(now) => blocks.apply(block, &target(now, paths))?,
+            (Some(_), None) => blocks.remove(block)?,
+            _ => {}
         }
+    }
+    let mut prefixes = datapath.prefixes();
+    for net in gone() {
+        prefixes.remove(&(*net).into())?;
     }
     let mut nodes = datapath.nodes();
     for address in desired.nodes.difference(&done.nodes) {

@@ -38,7 +38,7 @@ fn whatever_somebody_else_changes_is_named_and_put_right() {
     let strange = "02:00:00:00:00:09".parse().unwrap();
 
     bed.until("clean at first", |audit| audit.findings().is_empty());
-    let faults: [(&str, &dyn Fn()); 19] = [
+    let faults: [(&str, &dyn Fn()); 20] = [
         ("nftables table weft is missing or was changed", &|| {
             bed.node()
                 .run(|| Nft::open().unwrap().delete_table("weft").unwrap())
@@ -118,6 +118,10 @@ fn whatever_somebody_else_changes_is_named_and_put_right() {
                 .prefixes()
                 .remove(&"10.244.0.0/16".parse().unwrap())
                 .unwrap();
+        }),
+        ("map BLOCKS lacks", &|| {
+            let own = datapath().blocks().list().unwrap();
+            datapath().blocks().remove(own.keys().next().unwrap()).unwrap();
         }),
         ("map NODES has an entry that belongs to nobody", &|| {
             datapath()

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use weft_abi::{Address, Config, Counter, Endpoint, Identity, Mac, Prefix, PrefixKind, names};
+use weft_abi::{
+    Address, BlockIndex, BlockKey, Config, Counter, Endpoint, Identity, Mac, Prefix, PrefixKind, names,
+};
 use zerocopy::IntoBytes;
 
 use super::Program;
@@ -83,6 +85,7 @@ fn world(frame: Vec<u8>, ifindex: u32, direct: bool) -> World {
         direct_ifindex: if direct { UPLINK } else { 0 },
         vxlan_port: PORT,
         reserved: 0,
+        blocks: BlockIndex::new(24, [10, 244, 0, 0], 16),
     };
     let first = 0_u32.to_ne_bytes().to_vec();
     let counters = |count: usize| -> Contents {
@@ -102,6 +105,7 @@ fn world(frame: Vec<u8>, ifindex: u32, direct: bool) -> World {
         (NODE, 32, PrefixKind::SelfNode, None),
         (PEER, 32, PrefixKind::RemoteNode, Some(PEER)),
     ];
+    let mut blocks = Contents::new();
     let prefixes = prefixes.map(|(network, len, kind, underlay)| {
         let prefix = Prefix {
             underlay: underlay.map_or(Address::UNSPECIFIED, v4),
@@ -109,6 +113,10 @@ fn world(frame: Vec<u8>, ifindex: u32, direct: bool) -> World {
             kind: kind as u16,
             mtu: 0,
         };
+        if len == 24 {
+            let key = BlockKey::new(network.octets(), 24);
+            blocks.insert(key.as_bytes().to_vec(), prefix.as_bytes().to_vec());
+        }
         let bits = Address::V4_PREFIX_BITS + len;
         let key = [bits.as_bytes(), v4(network).as_bytes()].concat();
         (key, prefix.as_bytes().to_vec())
@@ -139,6 +147,7 @@ fn world(frame: Vec<u8>, ifindex: u32, direct: bool) -> World {
                 BTreeMap::from([(first, config.as_bytes().to_vec())]),
             ),
             (names::PREFIXES, BTreeMap::from(prefixes)),
+            (names::BLOCKS, blocks),
             (
                 names::ENDPOINTS_BY_IFINDEX,
                 by(|endpoint| endpoint.ifindex.to_ne_bytes().to_vec()),
@@ -165,9 +174,9 @@ fn paths() -> Vec<Path> {
             world: world(from_pod(NEIGHBOUR), POD_LINK, true),
             leaves_by: Some("redirect_peer"),
             searches: &[
+                (names::BLOCKS, 1),
                 (names::ENDPOINTS_BY_ADDR, 1),
                 (names::ENDPOINTS_BY_IFINDEX, 1),
-                (names::PREFIXES, 1),
             ],
             instructions: 245,
         },
@@ -176,7 +185,7 @@ fn paths() -> Vec<Path> {
             program: Program::FromPod,
             world: world(from_pod(REMOTE), POD_LINK, true),
             leaves_by: Some("redirect_neigh"),
-            searches: &[(names::ENDPOINTS_BY_IFINDEX, 1), (names::PREFIXES, 1)],
+            searches: &[(names::BLOCKS, 1), (names::ENDPOINTS_BY_IFINDEX, 1)],
             instructions: 425,
         },
         Path {
@@ -184,7 +193,7 @@ fn paths() -> Vec<Path> {
             program: Program::FromPod,
             world: world(from_pod(REMOTE), POD_LINK, false),
             leaves_by: Some("redirect"),
-            searches: &[(names::ENDPOINTS_BY_IFINDEX, 1), (names::PREFIXES, 1)],
+            searches: &[(names::BLOCKS, 1), (names::ENDPOINTS_BY_IFINDEX, 1)],
             instructions: 325,
         },
         Path {
@@ -200,7 +209,7 @@ fn paths() -> Vec<Path> {
             program: Program::FromUplink,
             world: world(on_wire.clone(), UPLINK, true),
             leaves_by: Some("redirect_peer"),
-            searches: &[(names::ENDPOINTS_BY_ADDR, 1), (names::PREFIXES, 1)],
+            searches: &[(names::BLOCKS, 1), (names::ENDPOINTS_BY_ADDR, 1)],
             instructions: 285,
         },
         Path {
@@ -219,7 +228,7 @@ fn paths() -> Vec<Path> {
                 ..world(arriving, OVERLAY, false)
             },
             leaves_by: Some("redirect_peer"),
-            searches: &[(names::ENDPOINTS_BY_ADDR, 1), (names::PREFIXES, 1)],
+            searches: &[(names::BLOCKS, 1), (names::ENDPOINTS_BY_ADDR, 1)],
             instructions: 178,
         },
         Path {
@@ -228,7 +237,7 @@ fn paths() -> Vec<Path> {
             world: world(leaving.clone(), UPLINK, true),
             leaves_by: None,
             searches: &[],
-            instructions: 43,
+            instructions: 69,
         },
         Path {
             name: "another node's to the node itself",
@@ -236,7 +245,7 @@ fn paths() -> Vec<Path> {
             world: world(frame(mac(50), mac(51), &segment(PEER, NODE)), UPLINK, true),
             leaves_by: None,
             searches: &[],
-            instructions: 67,
+            instructions: 77,
         },
     ]
 }
@@ -244,11 +253,11 @@ fn paths() -> Vec<Path> {
 /// Instructions of whole programs, with the same tenth.
 const SIZES: [(Program, usize); 6] = [
     (Program::FromPod, 1540),
-    (Program::ToPod, 410),
+    (Program::ToPod, 365),
     (Program::FromOverlay, 880),
     (Program::ToOverlay, 530),
     (Program::FromUplink, 1090),
-    (Program::ToUplink, 115),
+    (Program::ToUplink, 200),
 ];
 
 #[test]

@@ -13,9 +13,10 @@ use crate::error::{Cause, Context, Error, Result};
 use crate::sys;
 
 /// Maps that user space fills. Counters and flows change with every packet.
-const MAPS: [&str; 5] = [
+const MAPS: [&str; 6] = [
     names::CONFIG,
     names::PREFIXES,
+    names::BLOCKS,
     names::NODES,
     names::ENDPOINTS_BY_IFINDEX,
     names::ENDPOINTS_BY_ADDR,

@@ -39,7 +39,9 @@ use convert::Raw;
 pub use counters::{Count, Counters};
 pub use fingerprint::{Fingerprint, Print};
 use pins::Pins;
-pub use tables::{Endpoint, Endpoints, NodeConfig, Nodes, PrefixTarget, Prefixes, Transport};
+pub use tables::{
+    BlockIndex, Blocks, Endpoint, Endpoints, NodeConfig, Nodes, PrefixTarget, Prefixes, Transport,
+};
 pub use test_run::{Outcome, Packet};
 
 /// The object that datapath/ builds.
@@ -66,6 +68,7 @@ pub struct Datapath {
     ebpf: Ebpf,
     config: aya::maps::Array<MapData, Raw<weft_abi::Config>>,
     prefixes: LpmTrie<MapData, Raw<weft_abi::Address>, Raw<weft_abi::Prefix>>,
+    blocks: HashMap<MapData, Raw<weft_abi::BlockKey>, Raw<weft_abi::Prefix>>,
     endpoints_by_ifindex: HashMap<MapData, u32, Raw<weft_abi::Endpoint>>,
     endpoints_by_addr: HashMap<MapData, Raw<weft_abi::Address>, Raw<weft_abi::Endpoint>>,
     nodes: HashMap<MapData, Raw<weft_abi::Address>, u32>,
@@ -140,6 +143,7 @@ impl Datapath {
             attach: options.attach.on_this_kernel(),
             config: typed(&mut ebpf, names::CONFIG)?,
             prefixes: typed(&mut ebpf, names::PREFIXES)?,
+            blocks: typed(&mut ebpf, names::BLOCKS)?,
             endpoints_by_ifindex: typed(&mut ebpf, names::ENDPOINTS_BY_IFINDEX)?,
             endpoints_by_addr: typed(&mut ebpf, names::ENDPOINTS_BY_ADDR)?,
             nodes: typed(&mut ebpf, names::NODES)?,

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, MapData, MapError};
-use ipnet::IpNet;
-use weft_abi::{Address, Identity, Prefix, PrefixKey, PrefixKind, names};
+use ipnet::{IpNet, Ipv4Net};
+use weft_abi::{Address, BlockKey, Identity, Prefix, PrefixKey, PrefixKind, names};
 use weft_model::Mac;
 
 use super::Datapath;
@@ -27,6 +27,17 @@ pub struct NodeConfig {
     pub vxlan_port: u16,
     /// How packets get to other nodes.
     pub transport: Transport,
+    /// Which blocks are in [`Blocks`] too.
+    pub blocks: Option<BlockIndex>,
+}
+
+/// Which addresses are looked for in [`Blocks`] before [`Prefixes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockIndex {
+    /// Length of the blocks in bits, 0 to 32.
+    pub len: u8,
+    /// A network that they are in.
+    pub within: Ipv4Net,
 }
 
 /// How packets get to other nodes and come from them; on the wire all are the same. May change at any time.
@@ -91,6 +102,14 @@ pub struct Prefixes<'a> {
     writes: &'a mut u64,
 }
 
+/// Blocks of one length, which are in [`Prefixes`] too and have no longer prefix in them: the programs find one by one
+/// look, however many nodes there are.
+#[derive(Debug)]
+pub struct Blocks<'a> {
+    map: &'a mut HashMap<MapData, Raw<BlockKey>, Raw<Prefix>>,
+    writes: &'a mut u64,
+}
+
 /// The pods of this node, by address. Flags that programs set on them survive.
 #[derive(Debug)]
 pub struct Endpoints<'a> {
@@ -124,6 +143,9 @@ impl Datapath {
             },
             vxlan_port: config.vxlan_port,
             reserved: 0,
+            blocks: config
+                .blocks
+                .map_or(weft_abi::BlockIndex::NONE, BlockIndex::to_abi),
         };
         self.writes += 1;
         self.config
@@ -146,6 +168,7 @@ impl Datapath {
                 0 => Transport::Device,
                 uplink => Transport::Direct(uplink),
             },
+            blocks: BlockIndex::from_abi(value.blocks),
         }))
     }
 
@@ -153,6 +176,14 @@ impl Datapath {
     pub fn prefixes(&mut self) -> Prefixes<'_> {
         Prefixes {
             map: &mut self.prefixes,
+            writes: &mut self.writes,
+        }
+    }
+
+    /// The blocks that are found by one look.
+    pub fn blocks(&mut self) -> Blocks<'_> {
+        Blocks {
+            map: &mut self.blocks,
             writes: &mut self.writes,
         }
     }
@@ -172,6 +203,21 @@ impl Datapath {
             map: &mut self.nodes,
             writes: &mut self.writes,
         }
+    }
+}
+
+// === impl BlockIndex ===
+
+impl BlockIndex {
+    fn to_abi(self) -> weft_abi::BlockIndex {
+        weft_abi::BlockIndex::new(self.len, self.within.addr().octets(), self.within.prefix_len())
+    }
+
+    fn from_abi(raw: weft_abi::BlockIndex) -> Option<Self> {
+        let key = |network, mask| BlockKey { network, mask }.parts();
+        let ((_, len), (network, within_len)) = (key(0, raw.mask)?, key(raw.within, raw.within_mask)?);
+        let within = Ipv4Net::new(network.into(), within_len).ok()?;
+        (raw != weft_abi::BlockIndex::NONE).then_some(Self { len, within })
     }
 }
 
@@ -264,6 +310,39 @@ impl Target for Prefixes<'_> {
     fn remove(&mut self, net: &IpNet) -> Result<()> {
         *self.writes += 1;
         removed(self.map.remove(&key_of(*net))).context("remove from eBPF map PREFIXES", net)
+    }
+}
+
+// === impl Blocks ===
+
+impl Target for Blocks<'_> {
+    type Key = Ipv4Net;
+    type Value = PrefixTarget;
+
+    fn list(&mut self) -> Result<BTreeMap<Ipv4Net, PrefixTarget>> {
+        let mut found = BTreeMap::new();
+        for entry in self.map.iter() {
+            let (Raw(key), Raw(prefix)) = entry.context("read eBPF map", names::BLOCKS)?;
+            let net = key
+                .parts()
+                .and_then(|(network, len)| Ipv4Net::new(network.into(), len).ok());
+            if let (Some(net), Some(target)) = (net, PrefixTarget::from_abi(prefix)) {
+                found.insert(net, target);
+            }
+        }
+        Ok(found)
+    }
+
+    fn apply(&mut self, block: &Ipv4Net, target: &PrefixTarget) -> Result<()> {
+        *self.writes += 1;
+        self.map
+            .insert(Raw(block_key(*block)), Raw(target.to_abi()), 0)
+            .context("write eBPF map BLOCKS at", block)
+    }
+
+    fn remove(&mut self, block: &Ipv4Net) -> Result<()> {
+        *self.writes += 1;
+        removed(self.map.remove(&Raw(block_key(*block)))).context("remove from eBPF map BLOCKS", block)
     }
 }
 
@@ -453,6 +532,10 @@ impl Target for Nodes<'_> {
         *self.writes += 1;
         removed(self.map.remove(&Raw(to_abi(*underlay)))).context("remove from eBPF map NODES", underlay)
     }
+}
+
+fn block_key(block: Ipv4Net) -> BlockKey {
+    BlockKey::new(block.addr().octets(), block.prefix_len())
 }
 
 fn key_of(net: IpNet) -> Key<Raw<Address>> {

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use weft_kernel::bpf::{DropReason, ForwardPath, Identity, PrefixTarget, Transport};
 use weft_kernel::sockets::{FrameSocket, udp_packet, udp_socket};
-use weft_kernel::target::Target;
 use weft_model::Mac;
 
 use crate::echo::{Echo, megabyte, tcp_echo, udp_echo};
@@ -180,8 +179,7 @@ fn packets_go_to_the_next_hop_of_the_map_and_without_one_where_routes_lead() {
             mtu: None,
             next_hop,
         };
-        let mut prefixes = cluster.nodes[0].datapath.prefixes();
-        prefixes.apply(&block.into(), &target).unwrap();
+        cluster.nodes[0].tell(block, target);
         let before = forwarded();
         udp_echo(&one.ns.netns, &two.ns.netns, to, to, b"hello").unwrap();
         forwarded() - before

@@ -2,11 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
-use ipnet::Ipv4Net;
 use weft_kernel::bpf::{DropReason, ForwardPath, PrefixTarget, Transport};
 use weft_kernel::rtnl::Route;
 use weft_kernel::sockets::{FrameSocket, Ipv4Socket, udp_packet, udp_socket};
-use weft_kernel::target::Target;
 
 use crate::echo::{megabyte, tcp_echo, udp_echo};
 use crate::frames::packet_of;
@@ -144,19 +142,18 @@ fn narrow() -> (Cluster, Pod, Pod) {
         .rtnl()
         .replace_route(&route.with_mtu(NARROW.into()))
         .unwrap();
-    let mut prefixes = node.datapath.prefixes();
     let entry = PrefixTarget::RemoteBlock {
         underlay,
         mtu,
         next_hop: Some(address),
     };
-    prefixes.apply(&block.into(), &entry).unwrap();
+    node.tell(block, entry);
     let entry = PrefixTarget::RemoteNode {
         underlay,
         mtu,
         next_hop: Some(address),
     };
-    prefixes.apply(&Ipv4Net::from(address).into(), &entry).unwrap();
+    node.tell(address.into(), entry);
     (cluster, one, two)
 }
 

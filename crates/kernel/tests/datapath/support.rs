@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use weft_kernel::bpf::{
-    Datapath, DropReason, Endpoint, ForwardPath, NodeConfig, Options, PrefixTarget, Transport,
+    BlockIndex, Datapath, DropReason, Endpoint, ForwardPath, NodeConfig, Options, PrefixTarget, Transport,
 };
 use weft_kernel::mount;
 use weft_kernel::nft::{Nft, WeftNft, weft_table};
@@ -28,6 +28,8 @@ pub(crate) const VXLAN_PORT: u16 = 8472;
 pub(crate) const UPLINK_MTU: u32 = 1500;
 pub(crate) const POD_MTU: u32 = UPLINK_MTU - 50;
 pub(crate) const POOL: &str = "10.244.0.0/16";
+/// Length in bits of every node's block.
+const BLOCK_LEN: u8 = 24;
 
 /// The transport that all tests are run with but those that choose one: `WEFT_TRANSPORT`, direct where absent.
 fn transport(uplink: u32) -> Transport {
@@ -214,6 +216,10 @@ impl Node {
             pod_mtu: POD_MTU,
             vxlan_port: VXLAN_PORT,
             transport: transport(uplink),
+            blocks: Some(BlockIndex {
+                len: BLOCK_LEN,
+                within: POOL.parse().unwrap(),
+            }),
         };
         datapath.configure(&config).unwrap();
         assert_eq!(datapath.config().unwrap(), Some(config));
@@ -283,6 +289,14 @@ impl Node {
         nft.apply(&weft_table(&rules).unwrap()).unwrap();
     }
 
+    /// Tells the datapath what is behind a network, wherever it looks for it.
+    pub(crate) fn tell(&mut self, net: Ipv4Net, target: PrefixTarget) {
+        self.datapath.prefixes().apply(&net.into(), &target).unwrap();
+        if net.prefix_len() == BLOCK_LEN {
+            self.datapath.blocks().apply(&net, &target).unwrap();
+        }
+    }
+
     /// Tells the datapath about the cluster.
     pub(crate) fn know(&mut self, nodes: &[(Ipv4Addr, Ipv4Net)]) {
         let mut prefixes = BTreeMap::from([(POOL.parse::<IpNet>().unwrap(), PrefixTarget::Pool)]);
@@ -311,6 +325,10 @@ impl Node {
                 );
             }
         }
+        let blocks = nodes
+            .iter()
+            .map(|(_, block)| (*block, prefixes[&IpNet::from(*block)]));
+        set(&mut self.datapath.blocks(), &blocks.collect());
         set(&mut self.datapath.prefixes(), &prefixes);
         let others = nodes.iter().filter(|(address, _)| *address != self.underlay);
         set(

@@ -136,6 +136,7 @@ pub(super) async fn delete_map_entries(machine: &RunningMachine) -> Result<Strin
             let mut datapath = Datapath::load(&Options::new(&pins))?;
             let removed = [
                 remove_first(&mut datapath.prefixes())?,
+                remove_first(&mut datapath.blocks())?,
                 remove_first(&mut datapath.nodes())?,
                 remove_first(&mut datapath.endpoints())?,
             ];
