@@ -6,7 +6,9 @@
 mod cells;
 mod cluster;
 mod jsonpath;
+mod network;
 mod pod;
+mod storage;
 mod workload;
 
 use serde_json::{Value, json};
@@ -174,23 +176,23 @@ fn printer(resource: &Resource) -> &'static Printer {
         ("batch", "cronjobs") => &workload::CRON_JOB,
         ("autoscaling", _) => &workload::AUTOSCALER,
         ("policy", _) => &workload::DISRUPTION_BUDGET,
-        ("", "services") => &cluster::SERVICE,
-        ("", "endpoints") => &cluster::ENDPOINTS,
-        ("discovery.k8s.io", _) => &cluster::ENDPOINT_SLICE,
-        ("networking.k8s.io", "ingresses") => &cluster::INGRESS,
-        ("networking.k8s.io", "ingressclasses") => &cluster::INGRESS_CLASS,
-        ("networking.k8s.io", "networkpolicies") => &cluster::NETWORK_POLICY,
+        ("", "services") => &network::SERVICE,
+        ("", "endpoints") => &network::ENDPOINTS,
+        ("discovery.k8s.io", _) => &network::ENDPOINT_SLICE,
+        ("networking.k8s.io", "ingresses") => &network::INGRESS,
+        ("networking.k8s.io", "ingressclasses") => &network::INGRESS_CLASS,
+        ("networking.k8s.io", "networkpolicies") => &network::NETWORK_POLICY,
         ("", "nodes") => &cluster::NODE,
         ("", "namespaces") => &cluster::NAMESPACE,
         ("" | "events.k8s.io", "events") => &cluster::EVENT,
         ("", "configmaps") => &cluster::CONFIG_MAP,
         ("", "secrets") => &cluster::SECRET,
         ("", "serviceaccounts") => &cluster::SERVICE_ACCOUNT,
-        ("", "persistentvolumes") => &cluster::VOLUME,
-        ("", "persistentvolumeclaims") => &cluster::CLAIM,
+        ("", "persistentvolumes") => &storage::VOLUME,
+        ("", "persistentvolumeclaims") => &storage::CLAIM,
         ("", "resourcequotas") => &cluster::QUOTA,
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => &cluster::ROLE_BINDING,
-        ("storage.k8s.io", "storageclasses") => &cluster::STORAGE_CLASS,
+        ("storage.k8s.io", "storageclasses") => &storage::STORAGE_CLASS,
         ("scheduling.k8s.io", _) => &cluster::PRIORITY_CLASS,
         ("coordination.k8s.io", _) => &cluster::LEASE,
         (

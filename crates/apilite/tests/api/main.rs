@@ -3,6 +3,7 @@
 mod client;
 mod collection;
 mod kubectl;
+mod kubectl_changes;
 mod ownership;
 mod protocol;
 mod validation;
