@@ -8,6 +8,7 @@ mod loss;
 mod namespaces;
 mod netns;
 mod nft;
+mod nft_table;
 #[path = "../owned/mod.rs"]
 mod owned;
 mod system;
