@@ -28,7 +28,7 @@ pub(crate) struct Args {
 
 /// How packets get to other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Transport {
+pub(crate) enum Transport {
     /// Programs write and strip the outer headers: what agents choose
     Direct,
     /// By the VXLAN device: what agents choose where direct is impossible
@@ -173,8 +173,11 @@ impl Args {
 // === impl Transport ===
 
 impl Transport {
+    /// First what agents choose.
+    pub(crate) const BOTH: [Self; 2] = [Self::Direct, Self::Device];
+
     /// As agents name it.
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Device => "device",

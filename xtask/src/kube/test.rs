@@ -9,14 +9,11 @@ use serde_json::Value;
 use super::kubetest;
 use crate::interrupt::Interrupt;
 use crate::term::{self, Mark};
-use crate::test::{Skip, Tally};
+use crate::test::{Skip, Tally, Transport};
 use crate::{exec, host, image};
 
 /// Nodes for pods of each cluster.
 const NODES: &str = "2";
-
-/// How packets of each get to other nodes: every check runs by both.
-const TRANSPORTS: [&str; 2] = ["direct", "device"];
 
 /// Nodes of both, without their control planes.
 const ALL_NODES: &str = "5";
@@ -133,10 +130,11 @@ impl Test {
 
     fn on_clusters(&self, interrupt: &Interrupt, archive: &Path) -> Result<Tally> {
         let [one, other] = &self.clusters;
-        for (cluster, transport) in self.clusters.iter().zip(TRANSPORTS) {
+        // Every check runs by both.
+        for (cluster, transport) in self.clusters.iter().zip(Transport::BOTH) {
             let mut up = kubetest()?;
             up.args(["up", cluster, "--nodes", NODES, "--vnet", one, "--keep"])
-                .args(["--transport", transport])
+                .args(["--transport", transport.name()])
                 .arg("--weft-image")
                 .arg(archive)
                 .arg("--weft-manifests")
