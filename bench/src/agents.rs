@@ -148,30 +148,43 @@ impl Recipe {
         Ok(value.into())
     }
 
-    /// Starts the agent and ends it again, so many times. Nobody else may start it meanwhile.
+    /// The same with another value of an argument.
+    pub(crate) fn with_argument(mut self, flag: &str, value: &Path) -> Result<Self> {
+        let position = self.words.iter().position(|word| word == flag);
+        let word = position.and_then(|position| self.words.get_mut(position + 1));
+        *word.with_context(|| format!("an agent without {flag}"))? = value.to_string_lossy().into_owned();
+        Ok(self)
+    }
+
+    /// Starts the agent; returns it and how long it took to be ready. Nobody else may start it meanwhile.
+    pub(crate) fn start(&self, network: &Network, logs: &Path) -> Result<(Process, Duration)> {
+        // Unlike `ip netns exec` it leaves the mounts as they are, and with them the agent's pinned programs.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.netns)).arg("--");
+        command
+            .args(&self.words)
+            .env(self.environment.0, &self.environment.1);
+        let start = Instant::now();
+        let mut agent = Process::start("agent", command, logs)?;
+        while let Err(error) = network.status() {
+            interrupt::check()?;
+            agent.usage()?;
+            if start.elapsed() > PATIENCE {
+                bail!("the agent is not ready after {PATIENCE:?}: {error:#}");
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok((agent, start.elapsed()))
+    }
+
+    /// Starts the agent and ends it again, so many times.
     pub(crate) fn starts(&self, times: usize, network: &Network, logs: &Path) -> Result<Vec<f64>> {
         (0..times)
             .map(|_| {
                 interrupt::check()?;
-                // Unlike `ip netns exec` it leaves the mounts as they are, and with them the agent's pinned programs.
-                let mut command = Command::new("nsenter");
-                command.arg(format!("--net=/run/netns/{}", self.netns)).arg("--");
-                command
-                    .args(&self.words)
-                    .env(self.environment.0, &self.environment.1);
-                let start = Instant::now();
-                let mut agent = Process::start("agent", command, logs)?;
-                while let Err(error) = network.status() {
-                    interrupt::check()?;
-                    agent.usage()?;
-                    if start.elapsed() > PATIENCE {
-                        bail!("the agent is not ready after {PATIENCE:?}: {error:#}");
-                    }
-                    std::thread::sleep(POLL);
-                }
-                let ready = start.elapsed().as_secs_f64() * 1e3;
+                let (mut agent, ready) = self.start(network, logs)?;
                 agent.stop()?;
-                Ok(ready)
+                Ok(ready.as_secs_f64() * 1e3)
             })
             .collect()
     }

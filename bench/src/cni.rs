@@ -1,6 +1,5 @@
 //! ADD and DEL as a container runtime sees them: from starting the plugin to having read its answer.
 
-use std::fmt;
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -51,7 +50,7 @@ pub(crate) struct Amount {
     pub(crate) pods: usize,
 }
 
-/// How long a configuration takes.
+/// How long a configuration takes, in one round.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Latency {
     pub(crate) name: String,
@@ -113,9 +112,16 @@ struct Failures {
     first: Mutex<Option<String>>,
 }
 
-impl fmt::Display for Times {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1} / {:.1}", self.p50_ms, self.p99_ms)
+// === impl Amount ===
+
+impl Amount {
+    /// The amount of one of so many rounds, the first of which is 0. The last one fills the node.
+    pub(crate) fn of_round(&self, round: usize, rounds: usize) -> Self {
+        Self {
+            cycles: self.cycles.div_ceil(rounds),
+            at_once: self.at_once.clone(),
+            pods: if round + 1 == rounds { self.pods } else { 0 },
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::attaching::{self, Attaching, Verb};
 use crate::competitor::{BASE, WEFT};
 use crate::datapath::Scenario;
 use crate::figure::{Better, FIGURES, Figure, Ratio, Verdict};
@@ -45,7 +46,7 @@ pub(crate) fn page(report: &Report) -> String {
             let _ = write!(out, "<h2>{}</h2>\n{charts}", escape(scenario.title()));
         }
     }
-    out += &attaching(report);
+    out += &attaching_pods(report);
     let _ = writeln!(
         out,
         "<h2>All figures</h2>\n<pre>{}</pre>\n</html>",
@@ -119,35 +120,27 @@ fn chart(report: &Report, scenario: Scenario, figure: &Figure) -> Option<String>
 }
 
 /// ADD and DEL, one by one and together.
-fn attaching(report: &Report) -> String {
-    let mut rows: Vec<(String, String, f64, f64)> = Vec::new();
-    for plugin in &report.cni {
-        rows.push((
-            "one by one".into(),
-            plugin.name.clone(),
-            plugin.add.p50_ms,
-            plugin.del.p50_ms,
-        ));
-        for times in &plugin.at_once {
-            let title = format!("{} at a time", times.calls);
-            rows.push((title, plugin.name.clone(), times.add.p50_ms, times.del.p50_ms));
-        }
-    }
-    let mut titles: Vec<&str> = Vec::new();
-    for (title, ..) in &rows {
-        if !titles.contains(&title.as_str()) {
-            titles.push(title);
-        }
-    }
+fn attaching_pods(report: &Report) -> String {
+    let all = Attaching::all(&report.cni);
     let mut out = String::new();
-    for title in titles {
-        let these: Vec<_> = rows.iter().filter(|row| row.0 == title).collect();
+    for calls in attaching::counts(&report.cni) {
+        let title = match calls {
+            1 => "one by one".to_owned(),
+            calls => format!("{calls} at a time"),
+        };
+        let these: Vec<(&str, f64, f64)> = all
+            .iter()
+            .filter_map(|one| {
+                let [add, del] = [Verb::Add, Verb::Del].map(|verb| one.median(calls, verb));
+                Some((one.name, add?, del?))
+            })
+            .collect();
         let longest = these
             .iter()
-            .map(|row| row.2.max(row.3))
+            .map(|(_, add, del)| add.max(*del))
             .fold(f64::MIN_POSITIVE, f64::max);
         let mut svg = String::new();
-        for (index, (_, name, add, del)) in these.iter().enumerate() {
+        for (index, (name, add, del)) in these.iter().enumerate() {
             svg += &line(
                 2 * index,
                 name,

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::agents::Recipe;
 use crate::api::ClusterApi;
-use crate::cni::{self, Amount, Latency};
+use crate::cni::{self, Amount, Latency, Network};
 use crate::competitor::{Competitor, Path, Uplink};
 use crate::interrupt;
 use crate::left::Books;
@@ -267,13 +267,36 @@ impl Lab {
         Ok((conf, plugins))
     }
 
-    /// ADD and DEL through this cluster's first node.
+    /// ADD and DEL through this cluster's first node, whose state is in memory.
     pub(crate) fn latency(&self, amount: &Amount) -> Result<Latency> {
         let status = self.status()?;
+        let recipe = self.recipe(&status, 0)?;
+        self.measure(&status, &recipe, self.label(), amount)
+    }
+
+    /// The same with the state of the node below `disk`.
+    pub(crate) fn latency_on(&self, disk: &FilePath, amount: &Amount) -> Result<Latency> {
+        let state = disk.join(&self.name);
+        std::fs::create_dir_all(&state).with_context(|| format!("create {}", state.display()))?;
+        let status = self.status()?;
+        let recipe = self.recipe(&status, 0)?.with_argument("--state-dir", &state)?;
         let (conf, plugins) = self.configuration(&status)?;
-        let node = Place::named(field(&status, 0, "netns")?);
-        let books = Books::Pins(self.recipe(&status, 0)?.argument("--pin-dir")?);
-        cni::measure(&node, &conf, &plugins, self.label(), &books, amount)
+        let network = Network::read(&conf, &plugins, Place(Vec::new()))?;
+        let measured = self.without_agent(field(&status, 0, "name")?, || {
+            let (mut agent, _) = recipe.start(&network, &self.scratch)?;
+            let measured = self.measure(&status, &recipe, &format!("{} on a disk", self.label()), amount);
+            agent.stop()?;
+            measured
+        });
+        std::fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))?;
+        measured
+    }
+
+    fn measure(&self, status: &Value, agent: &Recipe, name: &str, amount: &Amount) -> Result<Latency> {
+        let (conf, plugins) = self.configuration(status)?;
+        let node = Place::named(field(status, 0, "netns")?);
+        let books = Books::Pins(agent.argument("--pin-dir")?);
+        cni::measure(&node, &conf, &plugins, name, &books, amount)
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod agents;
 mod api;
+mod attaching;
 mod client;
 mod cni;
 mod competitor;

@@ -11,6 +11,9 @@ use crate::left::Books;
 use crate::modules::PLUGINS;
 use crate::netns::Namespace;
 
+/// What their row is called, before their version.
+pub(crate) const NAME: &str = "bridge + host-local";
+
 /// Where Debian's package containernetworking-plugins puts them.
 const PACKAGED: &str = "/usr/lib/cni";
 
@@ -50,7 +53,7 @@ pub(crate) fn measure(plugins: &Path, version: &str, scratch: &Path, amount: &Am
     });
     let file = scratch.join("bridge.conflist");
     std::fs::write(&file, conf.to_string()).with_context(|| format!("write {}", file.display()))?;
-    let name = format!("bridge + host-local {version}");
+    let name = format!("{NAME} {version}");
     let latency = cni::measure(
         &node.place(),
         &file,

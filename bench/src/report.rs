@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::agents::{Change, Idle, Starts};
+use crate::attaching::{self, Attaching};
 use crate::cni::Latency;
 use crate::competitor::{BASE, WEFT};
 use crate::datapath::{Noise, Sample, Scenario};
@@ -14,6 +15,7 @@ use crate::stats;
 pub(crate) struct Report {
     pub(crate) meta: Meta,
     pub(crate) samples: Vec<Sample>,
+    /// Each plugin in each round.
     pub(crate) cni: Vec<Latency>,
     /// Peers' agents.
     pub(crate) agents: Vec<Idle>,
@@ -100,38 +102,7 @@ impl Report {
                 out += &self.beside(name);
             }
         }
-        if !self.cni.is_empty() {
-            let mut counts: Vec<usize> = self
-                .cni
-                .iter()
-                .flat_map(|l| &l.at_once)
-                .map(|a| a.calls)
-                .collect();
-            counts.sort_unstable();
-            counts.dedup();
-            let heads: String = counts
-                .iter()
-                .map(|calls| format!(" ADD, {calls} at a time | DEL, {calls} at a time |"))
-                .collect();
-            out += &format!(
-                "\n**attaching a pod, ms: p50 / p99**\n\n\
-                 | plugin | ADD | DEL |{heads} pods, namespaces included | failed |\n|{}\n",
-                "---|".repeat(5 + 2 * counts.len())
-            );
-            for plugin in &self.cni {
-                let beside: String = counts
-                    .iter()
-                    .map(|calls| match plugin.at_once.iter().find(|a| a.calls == *calls) {
-                        Some(times) => format!(" {} | {} |", times.add, times.del),
-                        None => format!(" {NOTHING} | {NOTHING} |"),
-                    })
-                    .collect();
-                out += &format!(
-                    "| {} | {} | {} |{beside} {} in {:.1} s | {} |\n",
-                    plugin.name, plugin.add, plugin.del, plugin.pods, plugin.fill_seconds, plugin.failed
-                );
-            }
-        }
+        out += &attaching::table(&self.cni);
         out += &self.left();
         if let Some(weft) = &self.weft {
             out += &format!(
@@ -202,9 +173,9 @@ impl Report {
 
     /// What ADDs and DELs leave.
     fn left(&self) -> String {
-        let rows: String = self
-            .cni
+        let rows: String = Attaching::all(&self.cni)
             .iter()
+            .filter_map(Attaching::last)
             .map(|plugin| {
                 let left = plugin.left;
                 format!(
@@ -328,7 +299,7 @@ impl Report {
 }
 
 /// In a table, where nothing was measured.
-const NOTHING: &str = "–";
+pub(crate) const NOTHING: &str = "–";
 /// In a table, where the spread hides a ratio.
 const HIDDEN: &str = "?";
 
@@ -336,7 +307,11 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-fn cell(values: &[Option<f64>], base: Option<&Vec<Option<f64>>>, told: fn(Ratio) -> String) -> String {
+pub(crate) fn cell(
+    values: &[Option<f64>],
+    base: Option<&Vec<Option<f64>>>,
+    told: fn(Ratio) -> String,
+) -> String {
     let known: Vec<f64> = values.iter().copied().flatten().collect();
     let (Some(median), Some((least, most))) = (stats::median(&known), stats::spread(&known)) else {
         return NOTHING.into();
@@ -352,7 +327,7 @@ fn cell(values: &[Option<f64>], base: Option<&Vec<Option<f64>>>, told: fn(Ratio)
     text
 }
 
-fn verdict(ratio: Ratio) -> String {
+pub(crate) fn verdict(ratio: Ratio) -> String {
     match ratio.verdict() {
         Verdict::Told(median) => format!("×{median:.2}"),
         Verdict::Alike => "≈".into(),

@@ -13,6 +13,9 @@ use crate::peers::{self, Kind, Peer};
 use crate::report::{Meta, Report};
 use crate::{datapath, html, interrupt, modules, place, plugins, print};
 
+/// Rounds of ADD and DEL: the fewest that show a spread, since each has as many at a time as the others.
+const CNI_ROUNDS: usize = 3;
+
 /// Arguments of `weft-bench run`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -172,27 +175,48 @@ fn measure_datapath(
     Ok(())
 }
 
+/// Attaches pods by one plugin after the other, and so in each round.
 fn measure_cni(args: &Args, out: &Path, cache: &Path, peers: &[Peer], report: &mut Report) -> Result<()> {
-    match plugins::find(cache) {
-        Ok((dir, version)) => {
-            print::note("attaching pods by bridge + host-local");
-            report
-                .cni
-                .push(plugins::measure(&dir, &version, out, &args.amount)?);
+    let reference = plugins::find(cache);
+    if let Err(reason) = &reference {
+        report.skipped.push(reason.clone());
+    }
+    let lab = match &args.weft {
+        Some(weft) => Some(Lab::create(weft, out, "cni", 1, Transport::Direct)?),
+        None => None,
+    };
+    let in_memory = is_in_memory(out)?;
+    if lab.is_some() && in_memory {
+        report.skipped.push(format!(
+            "ADD and DEL with the node's state on a disk: {} is in memory; --out names a directory on one",
+            out.display()
+        ));
+    }
+    for round in 0..CNI_ROUNDS {
+        interrupt::check()?;
+        print::note(&format!("attaching pods, round {} of {CNI_ROUNDS}", round + 1));
+        let amount = args.amount.of_round(round, CNI_ROUNDS);
+        if let Ok((dir, version)) = &reference {
+            report.cni.push(plugins::measure(dir, version, out, &amount)?);
         }
-        Err(reason) => report.skipped.push(reason),
-    }
-    for peer in peers {
-        print::note(&format!("attaching pods by {}", peer.competitor.name));
-        report.cni.push(peer.latency(&args.amount)?);
-    }
-    if let Some(weft) = &args.weft {
-        print::note("attaching pods by weft-cni");
-        report
-            .cni
-            .push(Lab::create(weft, out, "cni", 1, Transport::Direct)?.latency(&args.amount)?);
+        for peer in peers {
+            report.cni.push(peer.latency(&amount)?);
+        }
+        if let Some(lab) = &lab {
+            report.cni.push(lab.latency(&amount)?);
+            if !in_memory {
+                report.cni.push(lab.latency_on(out, &amount)?);
+            }
+        }
     }
     Ok(())
+}
+
+/// Whether files there are gone when the machine is switched off (`f_type` of statfs(2)).
+fn is_in_memory(directory: &Path) -> Result<bool> {
+    const IN_MEMORY: [u32; 2] = [0x0102_1994, 0x8584_58f6];
+    let stat = rustix::fs::statfs(directory).with_context(|| format!("examine {}", directory.display()))?;
+    Ok(IN_MEMORY.contains(&(stat.f_type as u32)))
 }
 
 fn write(report: &Report, out: &Path) -> Result<()> {

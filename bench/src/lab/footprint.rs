@@ -87,34 +87,42 @@ impl Lab {
         Ok((self.label().to_owned(), agent_pid(&self.status()?, 0)?))
     }
 
-    /// Keeps the lab from running the first node's agent, and starts it itself a few times.
+    /// Starts the first node's agent a few times.
     fn starts(&self, first: &First, pods: usize, nodes: usize, effort: Effort) -> Result<Starts> {
-        let fault = |rest: &[&str]| {
-            let mut command = Command::new(&self.weft);
-            command.args(["lab", "fault", &self.name, "kill-agent", &first.name]);
-            netns::run(command.args(rest))
-        };
         let mut ready_ms = Vec::new();
         if effort.starts > 0 {
-            fault(&["--for", "10m"])?;
-            let measured = first.recipe.starts(effort.starts, &first.network, &self.scratch);
-            fault(&["--clear"])?;
-            ready_ms = measured?;
-            let start = Instant::now();
-            // What asks for it fails as long as a node is not Ready.
-            while let Err(error) = self.agent() {
-                interrupt::check()?;
-                if start.elapsed() > PATIENCE {
-                    return Err(error.context("the lab's agent does not come back"));
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
+            ready_ms = self.without_agent(&first.name, || {
+                first.recipe.starts(effort.starts, &first.network, &self.scratch)
+            })?;
         }
         Ok(Starts {
             pods,
             nodes,
             ready_ms,
         })
+    }
+
+    /// Keeps the lab from running a node's agent meanwhile, and waits until it runs again.
+    pub(super) fn without_agent<T>(&self, node: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let fault = |rest: &[&str]| {
+            let mut command = Command::new(&self.weft);
+            command.args(["lab", "fault", &self.name, "kill-agent", node]);
+            netns::run(command.args(rest))
+        };
+        fault(&["--for", "10m"])?;
+        let outcome = work();
+        fault(&["--clear"])?;
+        let outcome = outcome?;
+        let start = Instant::now();
+        // What asks for it fails as long as a node is not Ready.
+        while let Err(error) = self.agent() {
+            interrupt::check()?;
+            if start.elapsed() > PATIENCE {
+                return Err(error.context("the lab's agent does not come back"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(outcome)
     }
 
     /// The agent while others of `known` nodes get new addresses.
