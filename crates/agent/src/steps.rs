@@ -13,7 +13,7 @@ pub enum Step {
     Receive,
     /// Until no other request is at work on the same attachment, and no pass or GC under way.
     Wait,
-    /// ADD: an address, by the ledger.
+    /// ADD: an address, by the ledger, which begins to write it.
     Reserve,
     /// ADD: the veth pair.
     Create,
@@ -27,7 +27,8 @@ pub enum Step {
     Find,
     /// DEL: map entry and route removed, the interface left to the reaper.
     Cut,
-    /// What is durable: the attachment, or that its address is free.
+    /// Until it is durable that the address is free or, for an ADD, that the attachment is made: what the write takes
+    /// beyond the steps since it began.
     Record,
     /// ADD: the mark of an unfinished attachment taken off.
     Finish,

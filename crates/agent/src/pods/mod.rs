@@ -1,9 +1,9 @@
 //! What the plugin asks for: ADD, DEL, CHECK, GC and STATUS as transactions over ledger and kernel.
 //!
-//! The order is what makes every crash harmless: an attachment is made in the kernel marked as unfinished, is written to
-//! disk, loses the mark, and then the runtime hears of it. What bears the mark when an agent starts was never answered
-//! and is removed, before an address is given to anybody. DEL goes the other way round: first the kernel forgets, then
-//! the ledger.
+//! The order is what makes every crash harmless: an attachment is made in the kernel marked as unfinished while it is
+//! written to disk, loses the mark when both are done, and then the runtime hears of it. What bears the mark when an
+//! agent starts was never answered and is removed, before an address is given to anybody. DEL goes the other way round:
+//! first the kernel forgets, then the ledger.
 
 mod pass;
 mod wait;
@@ -251,16 +251,21 @@ impl<K: PodKernel> Pods<K> {
                 }
                 error => Refused::Failed(self.ledger_failure(error)),
             })?;
-        caller.steps.done(Step::Reserve);
         let attachment = Attachment {
             key: add.key.clone(),
             address,
         };
+        // The disk has it by the time the kernel does, or not much later.
+        let recording = self.ledger.record(&add.key).map_err(|error| {
+            self.undo(&attachment);
+            Refused::Failed(self.ledger_failure(error))
+        })?;
+        caller.steps.done(Step::Reserve);
         if let Err(error) = self.kernel.attach(&attachment, netns, mtu, caller.steps) {
             self.undo(&attachment);
             return Err(self.wiring_failure(&error).into());
         }
-        if let Err(error) = self.ledger.activate(&add.key) {
+        if let Err(error) = recording.activate() {
             self.undo(&attachment);
             return Err(self.ledger_failure(error).into());
         }

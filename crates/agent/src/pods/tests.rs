@@ -1,3 +1,5 @@
+mod overlap;
+
 use super::pass::GRACE;
 use super::*;
 use crate::pass::Pass;
@@ -6,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use tempfile::TempDir;
 use weft_cni::protocol::{Del, Netns, Pod};
@@ -20,6 +22,9 @@ struct FakeKernel(Arc<Fake>);
 #[derive(Default)]
 struct Fake {
     wired: Mutex<BTreeMap<AttachmentKey, Ipv4Addr>>,
+    /// Runs when an interface is about to be made.
+    before_attach: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
+    finished: AtomicUsize,
     attach_fails: AtomicBool,
     finish_fails: AtomicBool,
     detach_fails: AtomicBool,
@@ -34,6 +39,10 @@ impl FakeKernel {
             .map(|(key, address)| (key.to_string(), *address))
             .collect()
     }
+
+    fn finished(&self) -> usize {
+        self.0.finished.load(Ordering::Relaxed)
+    }
 }
 
 fn broken() -> WiringError {
@@ -45,6 +54,9 @@ fn broken() -> WiringError {
 
 impl PodKernel for FakeKernel {
     fn attach(&self, attachment: &Attachment, _: &NetNs, _: u32, _: &Steps) -> Result<(), WiringError> {
+        if let Some(before) = &*self.0.before_attach.lock().unwrap() {
+            before();
+        }
         if self.0.attach_fails.load(Ordering::Relaxed) {
             return Err(broken());
         }
@@ -60,6 +72,7 @@ impl PodKernel for FakeKernel {
         if self.0.finish_fails.load(Ordering::Relaxed) {
             return Err(broken());
         }
+        self.0.finished.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -116,6 +129,10 @@ impl Bed {
             Arc::new(SystemClock::read(SystemClock::BOOT_ID.as_ref()).unwrap()),
         )
         .unwrap();
+        Self::with_ledger(ledger, dir)
+    }
+
+    fn with_ledger(ledger: Ledger, dir: TempDir) -> Self {
         let kernel = FakeKernel::default();
         let (ready, readiness) = watch::channel(Readiness::Ready { mtu: 1450 });
         let intents = Intents::at(dir.path().join("intents"));

@@ -8,12 +8,13 @@ use proptest::prelude::*;
 
 use super::disk::Disk;
 use super::store::open_backend;
-use super::tests::{TestClock, block, key};
+use super::tests::{TestClock, activate, block, key};
 use super::*;
 
 #[derive(Clone, Debug)]
 enum Op {
     Reserve(usize),
+    Record(usize),
     Activate(usize),
     Release(usize),
     Gc(BTreeSet<usize>),
@@ -26,6 +27,7 @@ fn op() -> impl Strategy<Value = Op> {
     let number = 0..24_usize;
     prop_oneof![
         8 => number.clone().prop_map(Op::Reserve),
+        4 => number.clone().prop_map(Op::Record),
         8 => number.clone().prop_map(Op::Activate),
         6 => number.clone().prop_map(Op::Release),
         1 => proptest::collection::btree_set(number, 0..24).prop_map(Op::Gc),
@@ -40,6 +42,8 @@ fn op() -> impl Strategy<Value = Op> {
 struct Model {
     /// Key → address, and whether it is active.
     owned: BTreeMap<usize, (Ipv4Addr, bool)>,
+    /// Those of them that are written as active, though they are not yet.
+    recorded: BTreeSet<usize>,
     /// Address → second of its last release.
     released: HashMap<Ipv4Addr, u64>,
     serving: Vec<Block>,
@@ -65,16 +69,22 @@ impl Model {
         let Some((address, active)) = self.owned.remove(&number) else {
             return false;
         };
+        self.recorded.remove(&number);
         if active {
             self.released.insert(address, self.now);
         }
         true
     }
 
-    /// What must be known after a crash: no reservations.
-    fn recovered(&self) -> BTreeMap<usize, Ipv4Addr> {
+    fn active(&self) -> BTreeMap<usize, Ipv4Addr> {
         let active = self.owned.iter().filter(|(_, (_, active))| *active);
         active.map(|(number, (at, _))| (*number, *at)).collect()
+    }
+
+    /// What must be known after a crash: no reservations, unless they are recorded.
+    fn recovered(&self) -> BTreeMap<usize, Ipv4Addr> {
+        let recorded = self.recorded.iter().map(|number| (*number, self.owned[number].0));
+        self.active().into_iter().chain(recorded).collect()
     }
 }
 
@@ -82,7 +92,7 @@ fn number_of(key: &AttachmentKey) -> usize {
     key.container_id()[1..].parse().unwrap()
 }
 
-fn owners(ledger: &Ledger) -> BTreeMap<usize, Ipv4Addr> {
+pub(super) fn owners(ledger: &Ledger) -> BTreeMap<usize, Ipv4Addr> {
     let entries = ledger.list().unwrap();
     let owners: Vec<(usize, Ipv4Addr)> = entries
         .iter()
@@ -116,12 +126,23 @@ fn step(disk: &Disk, clock: &Arc<TestClock>, ledger: &mut Option<Ledger>, model:
                 (outcome, owned) => panic!("{outcome:?}, but the model has {owned:?}"),
             }
         }
+        Op::Record(number) => {
+            let outcome = current
+                .record(&key(*number))
+                .and_then(|recording| recording.written.wait());
+            let reserved = matches!(model.owned.get(number), Some((_, false)));
+            assert_eq!(outcome.is_ok(), reserved, "{outcome:?}");
+            if reserved {
+                model.recorded.insert(*number);
+            }
+        }
         Op::Activate(number) => {
-            let outcome = current.activate(&key(*number));
+            let outcome = activate(current, &key(*number));
             match (outcome, model.owned.get_mut(number)) {
                 (Ok(attachment), Some((address, active @ false))) => {
                     assert_eq!(attachment.address, *address);
                     *active = true;
+                    model.recorded.remove(number);
                 }
                 (Err(LedgerError::NotReserved { .. }), Some((_, true)))
                 | (Err(LedgerError::NotFound { .. }), None) => {}
@@ -136,7 +157,7 @@ fn step(disk: &Disk, clock: &Arc<TestClock>, ledger: &mut Option<Ledger>, model:
             let gone = current.gc(valid.iter().copied().map(key).collect()).unwrap();
             let gone: BTreeSet<usize> = gone.iter().map(|old| number_of(&old.key)).collect();
             let expected: BTreeSet<usize> = model
-                .recovered()
+                .active()
                 .into_keys()
                 .filter(|number| !valid.contains(number))
                 .collect();
@@ -166,7 +187,11 @@ fn step(disk: &Disk, clock: &Arc<TestClock>, ledger: &mut Option<Ledger>, model:
             drop(ledger.take());
             let (opened, recovery) = Ledger::open_on(disk, clock.clone()).unwrap();
             assert_eq!(recovery, Recovery::default());
-            model.owned.retain(|_, (_, active)| *active);
+            let recorded = std::mem::take(&mut model.recorded);
+            model.owned.retain(|number, (_, active)| {
+                *active |= recorded.contains(number);
+                *active
+            });
             *ledger = Some(opened);
         }
     }
@@ -240,7 +265,7 @@ proptest! {
         ledger.set_blocks(vec![block("10.244.0.0/26")], vec![]).unwrap();
         for number in 0..40 {
             ledger.reserve(key(number), Details::default()).unwrap();
-            ledger.activate(&key(number)).unwrap();
+            activate(&ledger, &key(number)).unwrap();
         }
         let intact = owners(&ledger);
         drop(ledger);
@@ -271,28 +296,35 @@ fn a_disk_that_fails_costs_the_step_and_not_the_ledger() {
     let (ledger, _) = Ledger::open_on(&disk, clock.clone()).unwrap();
     ledger.set_blocks(vec![block("10.244.0.0/29")], vec![]).unwrap();
     ledger.reserve(key(0), Details::default()).unwrap();
-    ledger.activate(&key(0)).unwrap();
+    activate(&ledger, &key(0)).unwrap();
 
     let address = ledger.reserve(key(1), Details::default()).unwrap();
     let other = ledger.reserve(key(2), Details::default()).unwrap();
     disk.fail_next_sync();
-    let error = ledger.activate(&key(1)).unwrap_err();
+    let error = activate(&ledger, &key(1)).unwrap_err();
     assert!(matches!(error, LedgerError::Write { .. }), "{error:?}");
     // Whether it reached the disk or not, it is one attachment with one address, and the other ADD goes on.
     assert_eq!(owners(&ledger).get(&1), Some(&address));
     let (held, entry) = ledger.get(&key(2)).unwrap().unwrap();
     assert!(held == other && matches!(entry, Entry::Reserved(_)), "{entry:?}");
-    assert_eq!(ledger.activate(&key(2)).unwrap().address, other);
-    disk.fail_next_sync();
-    ledger.release(&key(1)).unwrap_err();
-    ledger.release(&key(1)).unwrap();
+    assert_eq!(activate(&ledger, &key(2)).unwrap().address, other);
+    // The one that was never answered with is given back, and the other rests.
+    for number in [1, 2] {
+        disk.fail_next_sync();
+        let _ = ledger.release(&key(number));
+        ledger.release(&key(number)).unwrap();
+    }
+    assert_eq!(owners(&ledger).into_keys().collect::<Vec<_>>(), [0]);
     drop(ledger);
     let (ledger, recovery) = Ledger::open_on(&disk, clock.clone()).unwrap();
     assert_eq!(recovery, Recovery::default());
-    let others: Vec<Ipv4Addr> = (3..7)
+    let others: Vec<Ipv4Addr> = (3..9)
         .map(|number| ledger.reserve(key(number), Details::default()).unwrap())
         .collect();
-    assert!(!others.contains(&address), "{address} still cools");
+    assert!(
+        others.contains(&address) && !others.contains(&other),
+        "{other} still cools"
+    );
 }
 
 #[test]
@@ -313,7 +345,7 @@ fn what_a_full_disk_keeps_from_becoming_active_is_given_back_all_the_same() {
     for number in 0..7 {
         ledger.reserve(key(number), Details::default()).unwrap();
         disk.fail_next_sync();
-        ledger.activate(&key(number)).unwrap_err();
+        activate(&ledger, &key(number)).unwrap_err();
         ledger.release(&key(number)).unwrap();
     }
     assert_eq!(
@@ -321,7 +353,7 @@ fn what_a_full_disk_keeps_from_becoming_active_is_given_back_all_the_same() {
         [99],
         "nothing else is held"
     );
-    ledger.activate(&key(99)).unwrap();
+    activate(&ledger, &key(99)).unwrap();
 }
 
 #[test]
@@ -332,7 +364,7 @@ fn an_add_costs_one_write() {
     let before = disk.syncs();
     ledger.reserve(key(0), Details::default()).unwrap();
     assert_eq!(disk.syncs(), before);
-    ledger.activate(&key(0)).unwrap();
+    activate(&ledger, &key(0)).unwrap();
     assert_eq!(disk.syncs(), before + 1);
 }
 
@@ -378,7 +410,7 @@ fn callers_that_wait_share_a_commit() {
                 let (ledger, calling) = (&ledger, &calling);
                 scope.spawn(move || {
                     calling.fetch_add(1, Ordering::SeqCst);
-                    ledger.activate(&key(number)).unwrap().address
+                    activate(ledger, &key(number)).unwrap().address
                 })
             })
             .collect();
@@ -417,7 +449,7 @@ fn a_record_that_can_not_be_read_costs_its_address_and_no_other() {
     let (ledger, _) = Ledger::open_on(&disk, clock.clone()).unwrap();
     ledger.set_blocks(vec![block("10.244.0.0/30")], vec![]).unwrap();
     ledger.reserve(key(0), Details::default()).unwrap();
-    ledger.activate(&key(0)).unwrap();
+    activate(&ledger, &key(0)).unwrap();
     drop(ledger);
     tamper(&disk, 1, &[(Ipv4Addr::new(10, 244, 0, 1), b"{\"state\":\"act")]);
     let (ledger, recovery) = Ledger::open_on(&disk, clock.clone()).unwrap();
@@ -439,7 +471,7 @@ fn an_attachment_with_two_addresses_has_both_quarantined_and_the_rest_is_served(
     let (ledger, _) = Ledger::open_on(&disk, clock.clone()).unwrap();
     ledger.set_blocks(vec![block("10.244.0.0/30")], vec![]).unwrap();
     ledger.reserve(key(0), Details::default()).unwrap();
-    ledger.activate(&key(0)).unwrap();
+    activate(&ledger, &key(0)).unwrap();
     let entry = ledger.get(&key(0)).unwrap().unwrap().1;
     drop(ledger);
     let row = serde_json::to_vec(&entry).unwrap();

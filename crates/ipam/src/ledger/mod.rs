@@ -1,11 +1,12 @@
 //! Which pod has which address of this node's blocks, on disk.
 //!
-//! One file, one writer: a thread owns it, takes the steps of all callers that
-//! wait, and makes them durable with one commit. A method returns when its step
+//! One file, one writer: a thread makes what the steps of all callers that wait
+//! have changed durable with one commit. A method returns when what it changed
 //! has reached the disk, so that an ADD is answered with an address that will
-//! be remembered by whatever starts after a kill -9 or a power cut. Only a
-//! reservation is not written: one write is enough for an ADD, and no packet
-//! can have carried an address that was never answered with.
+//! be remembered by whatever starts after a kill -9 or a power cut. What changes
+//! nothing on the disk waits for nobody's write. A reservation is not written:
+//! one write is enough for an ADD, which begins with [`Ledger::record`] and goes
+//! on while the pod's interface is made.
 //!
 //! Every address of a block is an ordinary pod address, the first and the last
 //! one too: a pod's address is a routed /32, there is no subnet that could have
@@ -33,7 +34,7 @@ use weft_model::{AttachmentKey, Block};
 
 use self::state::Now;
 use self::store::{Open, Store, open_file};
-use self::writer::Writer;
+use self::writer::{Writer, Written};
 use crate::clock::Clock;
 
 pub use error::LedgerError;
@@ -45,11 +46,21 @@ pub use record::{Attachment, Details, Entry, NetnsId, PodRef, Quarantined, Relea
 /// owner's connections reaches the next owner.
 pub const COOLING: Duration = Duration::from_secs(130);
 
-/// The ledger of one node. Every method blocks until the disk has what it
-/// changed; call it from threads that may wait.
+/// The ledger of one node. Every method but [`record`](Ledger::record) blocks
+/// until the disk has what it changed; call it from threads that may wait.
 #[derive(Debug)]
 pub struct Ledger {
     writer: Writer,
+}
+
+/// The record of a reservation, on its way to the disk. One that is dropped may
+/// have got there; the reservation stays what it is until it is released.
+#[derive(Debug)]
+#[must_use]
+pub struct Recording<'a> {
+    ledger: &'a Ledger,
+    key: AttachmentKey,
+    written: Written,
 }
 
 /// What opening a ledger found that its caller has to deal with.
@@ -176,8 +187,8 @@ impl Ledger {
             wall: clock.wall(),
         };
         let recovery = state.recover(&now);
-        if let Some(changes) = state.take_changes() {
-            store.write(&state, &changes)?;
+        if state.due() > 0 {
+            store.write(&state.take_changes())?;
         }
         let writer = Writer::start(clock, store, state).map_err(|cause| LedgerError::Io {
             operation: "starting the thread of ledger",
@@ -214,38 +225,44 @@ impl Ledger {
     }
 
     /// Gives an address to an ADD that begins: nobody else gets it until it is
-    /// given back, or this process ends. Then it is as if it had never been, so
-    /// that whatever is made of it has to be removed before the next `reserve`.
+    /// given back, or this process ends. Then it is as if it had never been,
+    /// unless [`record`](Self::record) has begun, so that whatever is made of it
+    /// has to be removed before the next `reserve`.
     ///
     /// # Errors
     /// [`LedgerError::Exists`] if the key has one already,
-    /// [`LedgerError::NoBlock`], [`LedgerError::Full`], and failures to write
-    /// what others changed meanwhile, after which the address is not the caller's.
+    /// [`LedgerError::NoBlock`], [`LedgerError::Full`], and failures to reach
+    /// the file.
     pub fn reserve(&self, key: AttachmentKey, details: Details) -> Result<Ipv4Addr, LedgerError> {
         self.writer
             .call(move |state, now| state.reserve(key, details, now))
     }
 
-    /// Makes the reservation of an ADD that succeeded last.
+    /// Begins to write that the attachment of a reservation is active, and does
+    /// not wait for it. For everybody but whoever opens the ledger next it is a
+    /// reservation still, until [`Recording::activate`].
     ///
     /// # Errors
     /// [`LedgerError::NotFound`], [`LedgerError::NotReserved`], and failures to
-    /// write, after which the attachment is still reserved.
-    pub fn activate(&self, key: &AttachmentKey) -> Result<Attachment, LedgerError> {
-        let key = key.clone();
-        self.writer.call(move |state, _| state.activate(&key))
+    /// reach the file.
+    pub fn record(&self, key: &AttachmentKey) -> Result<Recording<'_>, LedgerError> {
+        let ((), written) = self.writer.begin(|state, _| state.record(key))?;
+        Ok(Recording {
+            ledger: self,
+            key: key.clone(),
+            written,
+        })
     }
 
     /// Ends an attachment. The address of an active one cools; that of one which is reserved, and so was never answered
-    /// with, is free at once, so that an ADD that fails again and again does not use up the node's addresses. `None` if
-    /// there is no such attachment: a DEL that is late or repeated finds
+    /// with, is free as soon as the disk has no record of it, so that an ADD that fails again and again does not use up
+    /// the node's addresses. `None` if there is no such attachment: a DEL that is late or repeated finds
     /// nothing and touches nobody else's address.
     ///
     /// # Errors
-    /// Failures to write, after which an active attachment still exists.
+    /// Failures to write, after which what the disk has of the attachment still exists.
     pub fn release(&self, key: &AttachmentKey) -> Result<Option<Attachment>, LedgerError> {
-        let key = key.clone();
-        self.writer.call(move |state, now| Ok(state.release(&key, now)))
+        self.writer.call(|state, now| Ok(state.release(key, now)))
     }
 
     /// Ends every attachment that is not `valid`, but for those whose ADD is
@@ -283,9 +300,8 @@ impl Ledger {
     /// # Errors
     /// Failures to reach the file.
     pub fn get(&self, key: &AttachmentKey) -> Result<Option<(Ipv4Addr, Entry)>, LedgerError> {
-        let key = key.clone();
         self.writer
-            .call(move |state, _| Ok(state.get(&key).map(|(address, entry)| (address, entry.clone()))))
+            .call(|state, _| Ok(state.get(key).map(|(address, entry)| (address, entry.clone()))))
     }
 
     /// All addresses that were ever given out, in order.
@@ -307,6 +323,21 @@ impl Ledger {
     /// Failures to reach the file.
     pub fn stats(&self) -> Result<Stats, LedgerError> {
         self.writer.call(|state, now| Ok(state.stats(now)))
+    }
+}
+
+// === impl Recording ===
+
+impl Recording<'_> {
+    /// Makes the attachment active once the disk has it.
+    ///
+    /// # Errors
+    /// Failures to write, after which it is still reserved, and what
+    /// [`Ledger::record`] and [`Ledger::reserve`] say if somebody released it.
+    pub fn activate(self) -> Result<Attachment, LedgerError> {
+        self.written.wait()?;
+        let key = &self.key;
+        self.ledger.writer.call(|state, _| state.activate(key))
     }
 }
 
@@ -368,5 +399,7 @@ impl Stats {
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod recording_tests;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,8 @@
 //! A step changes [`State`] and notes what has to be written; the writer makes
 //! the notes of many callers durable at once.
 
+mod reservations;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
@@ -14,27 +16,27 @@ use super::record::{Attachment, Details, Entry, Quarantined, Released};
 use super::{BlockChange, BlockStats, COOLING, Found, Recovery, Stats};
 use crate::clock::Moment;
 
-/// What the clock said when a batch of steps began.
+/// What the clock said when a step began.
 #[derive(Clone, Debug)]
 pub(super) struct Now {
     pub(super) moment: Moment,
     pub(super) wall: SystemTime,
 }
 
-/// What has to be written: of these addresses, and of the blocks, the present state.
+/// What has to be written.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    pub(super) addresses: BTreeSet<Ipv4Addr>,
-    pub(super) blocks: bool,
-    /// Whether somebody waits for it. What only tidies up goes with the next that does.
-    due: bool,
+    /// What becomes of the records of these addresses; absent ones go.
+    pub(super) addresses: BTreeMap<Ipv4Addr, Option<Entry>>,
+    /// The blocks, if they changed.
+    pub(super) blocks: Option<Vec<HeldBlock>>,
 }
 
-/// What the steps of a batch did to reservations, which the disk does not know of.
+/// What is not on the disk as it should be.
 #[derive(Debug, Default)]
-struct Batch {
-    reserved: Vec<AttachmentKey>,
-    activated: Vec<Attachment>,
+struct Dirty {
+    addresses: BTreeSet<Ipv4Addr>,
+    blocks: bool,
 }
 
 /// A block the node holds.
@@ -57,8 +59,13 @@ pub(super) struct State {
     /// Released addresses of serving blocks, the longest-released first.
     released: VecDeque<Ipv4Addr>,
     next_sequence: u64,
-    changes: Changes,
-    batch: Batch,
+    /// Reserved addresses whose record on the disk says, or is about to say, that they are active.
+    recorded: BTreeSet<Ipv4Addr>,
+    /// Addresses that nobody has any more but by their record on the disk, which is about to go.
+    leaving: BTreeSet<Ipv4Addr>,
+    dirty: Dirty,
+    /// Counts the changes that somebody waits for. What only tidies up goes with the next of them.
+    due: u64,
 }
 
 // === impl State ===
@@ -192,37 +199,38 @@ impl State {
         self.put(address, Entry::Active(attachment));
     }
 
-    /// A batch of steps begins.
-    pub(super) fn begin(&mut self) {
-        self.batch = Batch::default();
+    /// Grows with each change that has to be written for the step to be done.
+    pub(super) fn due(&self) -> u64 {
+        self.due
     }
 
-    /// What is to be written since the last call, if anything has to be.
-    pub(super) fn take_changes(&mut self) -> Option<Changes> {
-        self.changes.due.then(|| std::mem::take(&mut self.changes))
+    /// What is to be written since the last call.
+    pub(super) fn take_changes(&mut self) -> Changes {
+        let Dirty { addresses, blocks } = std::mem::take(&mut self.dirty);
+        let record = |address: &Ipv4Addr| match self.entries.get(address) {
+            Some(Entry::Reserved(owner)) if self.recorded.contains(address) => {
+                Some(Entry::Active(owner.clone()))
+            }
+            // A reservation lives in memory; the record is of an earlier owner, whose rest is over.
+            Some(Entry::Reserved(_)) | None => None,
+            Some(entry) => Some(entry.clone()),
+        };
+        Changes {
+            addresses: addresses
+                .into_iter()
+                .map(|address| (address, record(&address)))
+                .collect(),
+            blocks: blocks.then(|| self.blocks.clone()),
+        }
     }
 
-    /// The reservations there were before the batch whose changes could not be written, but for those it gave back.
-    pub(super) fn in_flight(&self) -> Vec<Attachment> {
-        let reserved = self.entries.values().filter_map(|entry| match entry {
-            Entry::Reserved(owner) => Some(owner),
-            _ => None,
-        });
-        let before = reserved.chain(&self.batch.activated);
-        before
-            .filter(|owner| !self.batch.reserved.contains(&owner.key))
-            .cloned()
-            .collect()
-    }
-
-    /// Takes over a reservation from the state before the file was opened again. If it became active after all, it stays so.
-    pub(super) fn keep_reserved(&mut self, owner: Attachment) {
-        let address = owner.address;
-        let is_free = matches!(self.entries.get(&address), None | Some(Entry::Released(_)));
-        if is_free && !self.by_key.contains_key(&owner.key) {
-            self.released.retain(|released| *released != address);
-            self.by_key.insert(owner.key.clone(), address);
-            self.entries.insert(address, Entry::Reserved(owner));
+    /// These changes are on the disk.
+    pub(super) fn written(&mut self, changes: &Changes) {
+        let gone = changes.addresses.iter().filter(|(_, record)| record.is_none());
+        for (&address, _) in gone {
+            if self.leaving.remove(&address) {
+                self.offer(address);
+            }
         }
     }
 
@@ -291,63 +299,17 @@ impl State {
         for block in &change.removed {
             for address in block.addresses() {
                 if self.entries.remove(&address).is_some() {
-                    self.changes.addresses.insert(address);
+                    self.dirty.addresses.insert(address);
                 }
             }
         }
         if blocks != self.blocks {
-            self.changes.blocks = true;
-            self.changes.due = true;
+            self.dirty.blocks = true;
+            self.due += 1;
             self.blocks = blocks;
             self.index_free();
         }
         Ok(change)
-    }
-
-    pub(super) fn reserve(
-        &mut self,
-        key: AttachmentKey,
-        details: Details,
-        now: &Now,
-    ) -> Result<Ipv4Addr, LedgerError> {
-        if let Some(&address) = self.by_key.get(&key) {
-            return Err(LedgerError::Exists { key, address });
-        }
-        let address = match self.take_unused() {
-            Some(address) => address,
-            None => self.take_rested(now)?,
-        };
-        let attachment = Attachment {
-            key: key.clone(),
-            address,
-            details,
-            boot: now.moment.boot.clone(),
-            created_ms: millis(now.wall),
-        };
-        self.batch.reserved.push(key.clone());
-        self.by_key.insert(key, address);
-        self.entries.insert(address, Entry::Reserved(attachment));
-        Ok(address)
-    }
-
-    pub(super) fn activate(&mut self, key: &AttachmentKey) -> Result<Attachment, LedgerError> {
-        let (address, entry) = self
-            .get(key)
-            .ok_or_else(|| LedgerError::NotFound { key: key.clone() })?;
-        let refused = |state| LedgerError::NotReserved {
-            key: key.clone(),
-            address,
-            state,
-        };
-        let attachment = match entry {
-            Entry::Reserved(attachment) => attachment.clone(),
-            Entry::Active(_) => return Err(refused("active")),
-            Entry::Quarantined(_) => return Err(refused("quarantined")),
-            Entry::Released(_) => return Err(refused("released")),
-        };
-        self.batch.activated.push(attachment.clone());
-        self.put(address, Entry::Active(attachment.clone()));
-        Ok(attachment)
     }
 
     pub(super) fn release(&mut self, key: &AttachmentKey, now: &Now) -> Option<Attachment> {
@@ -373,10 +335,8 @@ impl State {
         }
     }
 
-    /// Undoes a reservation as if it had never been. The disk may have a record of an earlier owner, whose rest is over.
-    fn withdraw(&mut self, address: Ipv4Addr) {
-        self.entries.remove(&address);
-        self.changes.addresses.insert(address);
+    /// Has an address looked at again that was given out before.
+    fn offer(&mut self, address: Ipv4Addr) {
         for (held, from) in self.blocks.iter().zip(&mut self.unused_from) {
             if held.block.contains(address) {
                 *from = (*from).min(address.to_bits() - held.block.first().to_bits());
@@ -468,8 +428,9 @@ impl State {
     }
 
     fn put(&mut self, address: Ipv4Addr, entry: Entry) {
-        self.changes.addresses.insert(address);
-        self.changes.due = true;
+        self.recorded.remove(&address);
+        self.dirty.addresses.insert(address);
+        self.due += 1;
         self.entries.insert(address, entry);
     }
 
@@ -500,7 +461,7 @@ impl State {
             while !held.retiring && *from < held.block.size().addresses() {
                 let address = Ipv4Addr::from_bits(held.block.first().to_bits() + *from);
                 *from += 1;
-                if !self.entries.contains_key(&address) {
+                if !self.entries.contains_key(&address) && !self.leaving.contains(&address) {
                     return Some(address);
                 }
             }

@@ -95,33 +95,27 @@ impl Store {
     }
 
     /// Writes all changes or none; they are on the disk when this returns.
-    pub(super) fn write(&self, state: &State, changes: &Changes) -> Result<(), LedgerError> {
-        self.try_write(state, changes)
-            .map_err(|cause| LedgerError::Write {
-                path: self.path.clone(),
-                cause: Arc::new(cause),
-            })
+    pub(super) fn write(&self, changes: &Changes) -> Result<(), LedgerError> {
+        self.try_write(changes).map_err(|cause| LedgerError::Write {
+            path: self.path.clone(),
+            cause: Arc::new(cause),
+        })
     }
 
-    fn try_write(&self, state: &State, changes: &Changes) -> Result<(), redb::Error> {
+    fn try_write(&self, changes: &Changes) -> Result<(), redb::Error> {
         let transaction = self.database.begin_write()?;
         {
             let mut addresses = transaction.open_table(ADDRESSES)?;
-            for address in &changes.addresses {
-                match state.entries().get(address) {
-                    // A reservation lives in memory; the record is of an earlier owner, whose rest is over.
-                    Some(Entry::Reserved(_)) | None => {
-                        addresses.remove(address.to_bits())?;
-                    }
-                    Some(entry) => {
-                        addresses.insert(address.to_bits(), json(entry)?.as_slice())?;
-                    }
-                }
+            for (address, record) in &changes.addresses {
+                match record {
+                    None => addresses.remove(address.to_bits())?,
+                    Some(entry) => addresses.insert(address.to_bits(), json(entry)?.as_slice())?,
+                };
             }
-            if changes.blocks {
+            if let Some(held) = &changes.blocks {
                 let mut blocks = transaction.open_table(BLOCKS)?;
                 blocks.retain(|_, _| false)?;
-                for (position, block) in (0..).zip(state.blocks()) {
+                for (position, block) in (0..).zip(held) {
                     blocks.insert(position, json(block)?.as_slice())?;
                 }
             }

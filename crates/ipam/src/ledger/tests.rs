@@ -69,6 +69,11 @@ impl Fixture {
     }
 }
 
+/// The end of an ADD.
+pub(super) fn activate(ledger: &Ledger, key: &AttachmentKey) -> Result<Attachment, LedgerError> {
+    ledger.record(key)?.activate()
+}
+
 pub(super) fn block(cidr: &str) -> Block {
     cidr.parse().unwrap()
 }
@@ -97,7 +102,7 @@ fn details() -> Details {
 
 fn add(ledger: &Ledger, number: usize) -> Ipv4Addr {
     let address = ledger.reserve(key(number), details()).unwrap();
-    ledger.activate(&key(number)).unwrap();
+    activate(ledger, &key(number)).unwrap();
     address
 }
 
@@ -214,12 +219,12 @@ fn an_attachment_has_one_address_and_the_error_names_it() {
     add(&ledger, 1);
     let error = ledger.reserve(key(1), details()).unwrap_err();
     assert_eq!(error.to_string(), "attachment c1/eth0 exists: it has 10.244.0.0");
-    let error = ledger.activate(&key(1)).unwrap_err();
+    let error = activate(&ledger, &key(1)).unwrap_err();
     assert_eq!(
         error.to_string(),
         "attachment c1/eth0 can't become active: 10.244.0.0 is active"
     );
-    let error = ledger.activate(&key(2)).unwrap_err();
+    let error = activate(&ledger, &key(2)).unwrap_err();
     assert_eq!(error.to_string(), "there is no attachment c2/eth0");
 }
 
