@@ -11,7 +11,8 @@ pub enum Step {
     Plugin,
     /// From there to the request read: connection, thread, decoding.
     Receive,
-    /// Until no other request is at work on the same attachment, and no pass or GC under way.
+    /// Until no other request is at work on the same attachment, and no pass or GC under way; then, for an ADD with its
+    /// address, until it is its turn to have an interface made.
     Wait,
     /// ADD: an address, by the ledger, which begins to write it.
     Reserve,
