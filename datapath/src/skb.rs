@@ -277,17 +277,15 @@ impl Skb {
     /// Writes outer headers behind the Ethernet header.
     #[inline(always)]
     pub fn write_outer(&mut self, headers: &[u16; OUTER_HALFWORDS]) -> Option<()> {
-        // SAFETY: valid context; the helper reads the given size, which is the array's.
-        let error = unsafe {
-            helpers::bpf_skb_store_bytes(
-                self.raw,
-                ETHERNET_LEN,
-                headers.as_ptr().cast(),
-                mem::size_of_val(headers) as u32,
-                0,
-            )
-        };
-        if error == 0 { Some(()) } else { None }
+        const ETHERNET_HALFWORDS: usize = ETHERNET_LEN as usize / 2;
+        let frame = self.head_mut::<{ ETHERNET_HALFWORDS + OUTER_HALFWORDS }>()?;
+        // Element by element: of an array the compiler makes a call to memmove.
+        let mut at = 0;
+        while at < OUTER_HALFWORDS {
+            frame[ETHERNET_HALFWORDS + at] = headers[at];
+            at += 1;
+        }
+        Some(())
     }
 
     /// Removes outer headers. `None`, and the packet as it was, when the kernel cannot.
