@@ -19,7 +19,7 @@ use weft_ipam::LedgerError;
 use weft_kernel::bpf::{Datapath, Fingerprint, Print};
 use weft_kernel::ipsec::{Ipsec, Policies};
 use weft_kernel::nft::NftMonitor;
-use weft_kernel::rtnl::{Change, Link, MAIN_TABLE, Monitor, RTPROT_WEFT, Rtnl};
+use weft_kernel::rtnl::{Change, Learned, Link, MAIN_TABLE, Monitor, RTPROT_WEFT, Rtnl};
 use weft_kernel::sysctl::{self, Key};
 use weft_model::audit::{Checked, Finding, FindingKind, NodeAudit, Remedy};
 use weft_model::{UserError, codes};
@@ -392,15 +392,15 @@ fn watch_maps(events: &Sender<Wake>, datapath: &Mutex<Datapath>, maps: &Fingerpr
     let mut ipsec = Ipsec::open().ok();
     let mut policies: Option<Policies> = None;
     let mut rtnl = Rtnl::open().ok();
-    let mut mtus: Option<BTreeMap<Ipv4Addr, u32>> = None;
+    let mut learned: Option<BTreeMap<Ipv4Addr, Learned>> = None;
     loop {
         thread::sleep(LOOK);
         // No event tells of what a router has said.
-        let found = rtnl.as_mut().and_then(|rtnl| rtnl.learned_mtus().ok());
-        if found != mtus && events.send(Wake::Routes).is_err() {
+        let found = rtnl.as_mut().and_then(|rtnl| rtnl.learned().ok());
+        if found != learned && events.send(Wake::Routes).is_err() {
             return;
         }
-        mtus = found;
+        learned = found;
         let found = ipsec.as_mut().and_then(|ipsec| ipsec.policies().ok());
         if policies.is_some() && found != policies && events.send(Wake::Kernel).is_err() {
             return;

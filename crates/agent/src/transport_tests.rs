@@ -179,3 +179,66 @@ fn the_next_hops_of_nodes_that_come_and_go_do_too() {
         assert!(!node.net.is_underlay_changed(&before));
     });
 }
+
+#[test]
+fn nodes_that_share_a_route_have_the_way_that_each_has_by_itself() {
+    on_a_node_told(TransportChoice::Auto, |mut node| {
+        let mut wish = crate::desired::Desired::clone(&node.desired);
+        let peers = [224, 225, 226, 227, 228].into_iter().flat_map(|net| {
+            let peer = move |host| std::net::Ipv4Addr::new(10, net, 0, host);
+            [(net, peer(7)), (net, peer(8))]
+        });
+        for (number, (_, peer)) in (10..).zip(peers.clone()) {
+            let block = ipnet::Ipv4Net::new([10, 244, number, 0].into(), 24).unwrap();
+            let remote = crate::desired::Prefix::RemoteBlock { underlay: peer };
+            wish.nodes.insert(peer);
+            wish.prefixes.insert(block, remote);
+        }
+        node.desired = std::sync::Arc::new(wish);
+        for route in [
+            "10.225.0.0/16 via 10.224.0.1 mtu 1400",
+            "10.226.0.0/16 nexthop via 10.224.0.1 nexthop via 10.224.0.2",
+            "10.227.0.0/16 via inet6 fe80::1 dev eth0",
+            // Inside of a wider one, and in a table that no rule speaks of yet.
+            "10.224.0.8 via 10.224.0.3",
+            "10.225.0.0/16 via 10.224.0.2 mtu 1300 table 100",
+        ] {
+            ip(&format!("route add {route}"));
+        }
+        let gateway = |host| Some(std::net::Ipv4Addr::new(10, 224, 0, host));
+        let held = |node: &mut Node| -> Vec<(Option<u16>, Option<std::net::Ipv4Addr>)> {
+            chosen(node);
+            let prefixes = node.wiring.datapath.lock().unwrap().prefixes().list().unwrap();
+            let in_map = |number: u8| {
+                let block: ipnet::IpNet = format!("10.244.{number}.0/24").parse().unwrap();
+                match prefixes[&block] {
+                    PrefixTarget::RemoteBlock { mtu, next_hop, .. } => (mtu, next_hop),
+                    other => panic!("{block} is {other:?}"),
+                }
+            };
+            (10..20).map(in_map).collect()
+        };
+        let mut expected = vec![
+            (None, gateway(7)),
+            (None, gateway(3)),
+            (Some(1350), gateway(1)),
+            (Some(1350), gateway(1)),
+            // Of two next hops, of a gateway of IPv6, and of no route at all, programs are told nothing.
+            (None, None),
+            (None, None),
+            (None, None),
+            (None, None),
+            (None, None),
+            (None, None),
+        ];
+        assert_eq!(held(&mut node), expected);
+
+        // A rule for one of two that share all routes.
+        ip("rule add to 10.225.0.8 lookup 100");
+        assert!(node.net.is_underlay_changed(&node.desired));
+        expected.iter_mut().for_each(|(_, next_hop)| *next_hop = None);
+        expected[3].0 = Some(1250);
+        assert_eq!(held(&mut node), expected);
+        assert_eq!(node.net.repairs(), [], "nobody changed anything of Weft's");
+    });
+}

@@ -25,7 +25,8 @@ pub use link::{Link, LinkRef};
 pub use monitor::{Change, Monitor};
 pub use neighbour::Neighbour;
 pub use new_link::{LinkSpec, VxlanSpec};
-pub use route::{MAIN_TABLE, Route, RouteFilter, RouteKey, RouteKind, RouteLookup, Scope};
+pub use route::{Learned, MAIN_TABLE, Route, RouteFilter, RouteKey, RouteKind, RouteLookup, Scope};
+pub use rule::Rules;
 pub use target::{Addresses, Neighbours, Routes};
 
 /// `rtm_protocol` of every route that Weft makes (`W`; unassigned in

@@ -113,6 +113,15 @@ pub struct RouteLookup {
     pub mtu: Option<u32>,
 }
 
+/// What the kernel has learned of the path to one destination beside what its route says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Learned {
+    /// What the path takes in bytes, by its routers' word (RFC 1191), or the route's.
+    pub mtu: Option<u32>,
+    /// The gateway, by the last one's word (ICMP redirect, RFC 1122 section 3.2.2.2), or the route's.
+    pub gateway: Option<IpAddr>,
+}
+
 // === impl Rtnl ===
 
 impl Rtnl {
@@ -214,16 +223,18 @@ impl Rtnl {
         self.look_up(dst, 0, RouteLookup::parse)
     }
 
-    /// Whether the route to `dst` is the way of all packets there: has one next hop, which nothing but a change of the
-    /// route can make another.
+    /// The route to `dst` as it stands in its table, where it is the way of all packets to all that it leads to: it has
+    /// one next hop, which nothing but a change of the route can make another. What was learned of a single path is not
+    /// in it.
     ///
     /// # Errors
     /// As for [`route_to`](Self::route_to).
-    pub fn has_one_way_to(&mut self, dst: Ipv4Addr) -> Result<bool> {
+    pub fn one_way_to(&mut self, dst: Ipv4Addr) -> Result<Option<RouteLookup>> {
         self.look_up(dst.into(), RTM_F_FIB_MATCH, |payload| {
-            RtMsg::parse(payload)?;
+            let found = RouteLookup::parse(payload)?;
             let attrs = Attrs::after(payload, RTMSG);
-            Some(attrs.find(RTA_MULTIPATH).is_none() && attrs.find(RTA_NH_ID).is_none())
+            let several = attrs.find(RTA_MULTIPATH).is_some() || attrs.find(RTA_NH_ID).is_some();
+            Some((found.kind == RouteKind::Unicast && !several).then_some(found))
         })
     }
 
@@ -248,13 +259,14 @@ impl Rtnl {
             .ok_or_else(|| Error::new(OPERATION, dst, Cause::Malformed("no route in the answer")))
     }
 
-    /// MTUs in bytes of paths that routers have told of (RFC 1191), by destination; the kernel forgets them after
-    /// `net.ipv4.route.mtu_expires` seconds.
+    /// What the kernel has learned of single paths, by destination; it forgets an MTU after
+    /// `net.ipv4.route.mtu_expires` seconds, a gateway after `net.ipv4.route.gc_timeout`. A path that no packet of the
+    /// node's stack has taken since is left out.
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub fn learned_mtus(&mut self) -> Result<BTreeMap<Ipv4Addr, u32>> {
-        const WHAT: &str = "learned path MTUs";
+    pub fn learned(&mut self) -> Result<BTreeMap<Ipv4Addr, Learned>> {
+        const WHAT: &str = "learned paths";
         let message = Message::new(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP).raw(
             &RtMsg {
                 family: libc::AF_INET as u8,
@@ -267,10 +279,16 @@ impl Rtnl {
             .dump(&message)
             .map_err(|cause| Error::new("list", WHAT, cause))?;
         let learned = |payload: &[u8]| {
-            let attrs = Attrs::after(payload, RTMSG);
-            let dst = attrs.find(RTA_DST).and_then(address_of);
+            let found = RouteLookup::parse(payload)?;
+            let dst = Attrs::after(payload, RTMSG).find(RTA_DST).and_then(address_of);
             Some(match dst {
-                Some(IpAddr::V4(dst)) => path_mtu(attrs).map(|mtu| (dst, mtu)),
+                Some(IpAddr::V4(dst)) => Some((
+                    dst,
+                    Learned {
+                        mtu: found.mtu,
+                        gateway: found.gateway,
+                    },
+                )),
                 Some(IpAddr::V6(_)) | None => None,
             })
         };

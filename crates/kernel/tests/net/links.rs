@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use weft_kernel::rtnl::{
     Address, Addresses, Change, LinkSpec, Monitor, Neighbour, Neighbours, RTPROT_WEFT, Route, RouteFilter,
-    RouteKind, Routes, Rtnl, Scope, VxlanSpec,
+    RouteKind, Routes, Rtnl, Rules, Scope, VxlanSpec,
 };
 use weft_kernel::target::reconcile;
 use weft_model::Mac;
@@ -391,28 +391,41 @@ fn ways_that_not_only_the_destination_decides_on_are_told_from_others() {
         ("via 10.224.0.2", true),
     ] {
         node.exec(&format!("ip route replace 10.225.0.0/16 {change}"));
-        assert_eq!(rtnl.has_one_way_to(peer).unwrap(), one_way, "{change}");
+        assert_eq!(rtnl.one_way_to(peer).unwrap().is_some(), one_way, "{change}");
     }
-    let gateway = rtnl.route_to(peer.into()).unwrap().gateway;
-    assert_eq!(gateway, Some(ip("10.224.0.2")));
+    node.exec("ip route replace 10.225.0.0/16 via 10.224.0.2 mtu 1400");
+    let found = rtnl.one_way_to(peer).unwrap().unwrap();
+    assert_eq!((found.gateway, found.mtu), (Some(ip("10.224.0.2")), Some(1400)));
+    let whole = rtnl.route_to(peer.into()).unwrap();
+    assert_eq!(
+        (found.kind, found.oif, found.gateway, found.mtu, found.wraps),
+        (whole.kind, whole.oif, whole.gateway, whole.mtu, whole.wraps)
+    );
     node.exec("ip route delete 10.225.0.0/16");
     node.exec("ip nexthop add id 7 via 10.224.0.1 dev eth0");
     node.exec("ip route add 10.225.0.0/16 nhid 7");
-    assert!(!rtnl.has_one_way_to(peer).unwrap());
+    assert_eq!(rtnl.one_way_to(peer).unwrap(), None);
     node.exec("ip route replace 10.225.0.0/16 via inet6 fe80::1 dev eth0");
     let gateway = rtnl.route_to(peer.into()).unwrap().gateway;
     assert_eq!(gateway, Some(ip("fe80::1")));
     node.exec("ip route delete 10.225.0.0/16");
-    assert!(rtnl.has_one_way_to(peer).is_err());
+    assert!(rtnl.one_way_to(peer).is_err());
+    let local = "10.224.0.4".parse().unwrap();
+    assert_eq!(rtnl.one_way_to(local).unwrap(), None);
 
-    for rule in [
-        "fwmark 1 lookup main priority 5",
-        "from 10.224.0.4 lookup 100",
-        "to 10.225.0.0/16 unreachable",
+    for (rule, of_destinations) in [
+        ("fwmark 1 lookup main priority 5", false),
+        ("from 10.224.0.4 lookup 100", false),
+        ("to 10.225.0.0/16 unreachable", true),
+        ("not to 10.225.0.5 lookup 100", true),
     ] {
-        assert!(!rtnl.has_own_rules().unwrap());
+        assert_eq!(rtnl.rules().unwrap(), Rules::default());
         node.exec(&format!("ip rule add {rule}"));
-        assert!(rtnl.has_own_rules().unwrap(), "{rule}");
+        let expected = Rules {
+            others: true,
+            of_destinations,
+        };
+        assert_eq!(rtnl.rules().unwrap(), expected, "{rule}");
         node.exec(&format!("ip rule delete {rule}"));
     }
 }
