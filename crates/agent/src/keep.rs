@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use weft_ipam::LedgerError;
-use weft_kernel::bpf::{Datapath, Fingerprint, Print};
+use weft_kernel::bpf::{Datapath, Fingerprint};
 use weft_kernel::ipsec::{Ipsec, Policies};
 use weft_kernel::nft::NftMonitor;
 use weft_kernel::rtnl::{Change, Learned, Link, MAIN_TABLE, Monitor, RTPROT_WEFT, Rtnl};
@@ -364,7 +364,7 @@ pub fn watch_kernel(
     let (events, datapath) = (waker.clone(), Arc::clone(datapath));
     thread::Builder::new()
         .name("watch-maps".into())
-        .spawn(move || watch_maps(&events, &datapath, &maps))?;
+        .spawn(move || watch_maps(&events, &datapath, maps))?;
     let mut rules = NftMonitor::open()?;
     let events = waker.clone();
     thread::Builder::new().name("watch-rules".into()).spawn(move || {
@@ -386,8 +386,7 @@ pub fn watch_kernel(
 }
 
 /// Wakes the keeper when maps, links of programs, parameters or IPsec policies change.
-fn watch_maps(events: &Sender<Wake>, datapath: &Mutex<Datapath>, maps: &Fingerprint) {
-    let mut last: Option<(u64, Print)> = None;
+fn watch_maps(events: &Sender<Wake>, datapath: &Mutex<Datapath>, mut maps: Fingerprint) {
     // Where it can't be opened, a full pass says so.
     let mut ipsec = Ipsec::open().ok();
     let mut policies: Option<Policies> = None;
@@ -406,25 +405,22 @@ fn watch_maps(events: &Sender<Wake>, datapath: &Mutex<Datapath>, maps: &Fingerpr
             return;
         }
         policies = found;
-        let now = {
+        let found = {
             let datapath = lock(datapath);
-            maps.read().map(|print| (datapath.writes(), print))
+            maps.look(datapath.writes())
         };
-        let now = match now {
-            Ok(now) => now,
+        let found = match found {
+            Ok(found) => found,
             Err(error) => {
                 tracing::warn!(%error, "cannot look at the maps");
                 continue;
             }
         };
-        let wake = match last.replace(now) {
-            _ if parameters_differ() => Some(Wake::Kernel),
-            Some((_, print)) if print == now.1 => None,
-            // This agent attaches to links that stay at its start only.
-            Some((_, print)) if print.links != now.1.links => Some(Wake::Kernel),
-            Some((writes, _)) if writes == now.0 => Some(Wake::Kernel),
-            Some(_) => Some(Wake::Maps),
-            None => None,
+        // This agent attaches to links that stay at its start only.
+        let wake = if parameters_differ() || found.links || found.maps {
+            Some(Wake::Kernel)
+        } else {
+            found.written.then_some(Wake::Maps)
         };
         if wake.is_some_and(|wake| events.send(wake).is_err()) {
             return;

@@ -65,7 +65,7 @@ pub(crate) fn before_exec(
 }
 
 /// Where a batch of map entries ended, for the next one. The kernel writes at most the size of a key.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BatchPosition([u8; 64]);
 
 /// Entries of a map, read by one system call.

@@ -207,7 +207,6 @@ impl Datapath {
 
     fn attach_all(&mut self, ifindex: u32, name: &str, programs: [Program; 2]) -> Result<()> {
         const OPERATION: &str = "attach eBPF program to interface";
-        self.writes += 1;
         if interface::index(name).context(OPERATION, name)? != Some(ifindex) {
             let gone = io::Error::from_raw_os_error(libc::ENODEV);
             return Err(Error::new(

@@ -11,6 +11,7 @@
 //! in, one attachment at a time, without a packet seeing none.
 
 mod attach;
+mod batch;
 mod cause;
 mod convert;
 mod counters;
@@ -37,7 +38,7 @@ use crate::error::{Context, Error, Result};
 pub use attach::{AttachMode, Attachment, Hook};
 use convert::Raw;
 pub use counters::{Count, Counters};
-pub use fingerprint::{Fingerprint, Print};
+pub use fingerprint::{Changed, Fingerprint, Writes};
 use pins::Pins;
 pub use tables::{
     BlockIndex, Blocks, Endpoint, Endpoints, NodeConfig, Nodes, PrefixTarget, Prefixes, Transport,
@@ -74,7 +75,7 @@ pub struct Datapath {
     nodes: HashMap<MapData, Raw<weft_abi::Address>, u32>,
     counters: Counters,
     /// How often user space wrote.
-    writes: u64,
+    writes: Writes,
 }
 
 /// The programs, by the place they are attached to.
@@ -153,15 +154,14 @@ impl Datapath {
             ),
             pins,
             ebpf,
-            writes: 0,
+            writes: Writes::default(),
         };
         datapath.inherit()?;
         Ok(datapath)
     }
 
-    /// Moves on whenever this handle writes to a map or attaches a program. What changes while it stands still
-    /// was somebody else's doing.
-    pub fn writes(&self) -> u64 {
+    /// How often this handle has written to maps.
+    pub fn writes(&self) -> Writes {
         self.writes
     }
 

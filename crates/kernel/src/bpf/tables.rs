@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{HashMap, LpmTrie, MapData, MapError};
+use aya::maps::{HashMap, IterableMap, LpmTrie, MapData, MapError};
 use ipnet::{IpNet, Ipv4Net};
 use weft_abi::{Address, BlockKey, Identity, Prefix, PrefixKey, PrefixKind, names};
 use weft_model::Mac;
 
-use super::Datapath;
 use super::convert::{Raw, from_abi, prefix_from_abi, prefix_to_abi, to_abi};
+use super::{Datapath, batch};
 use crate::error::{Context, Result};
 use crate::target::Target;
 
@@ -147,7 +147,7 @@ impl Datapath {
                 .blocks
                 .map_or(weft_abi::BlockIndex::NONE, BlockIndex::to_abi),
         };
-        self.writes += 1;
+        self.writes.others += 1;
         self.config
             .set(0, Raw(value), 0)
             .context("write eBPF map", names::CONFIG)
@@ -176,7 +176,7 @@ impl Datapath {
     pub fn prefixes(&mut self) -> Prefixes<'_> {
         Prefixes {
             map: &mut self.prefixes,
-            writes: &mut self.writes,
+            writes: &mut self.writes.others,
         }
     }
 
@@ -184,7 +184,7 @@ impl Datapath {
     pub fn blocks(&mut self) -> Blocks<'_> {
         Blocks {
             map: &mut self.blocks,
-            writes: &mut self.writes,
+            writes: &mut self.writes.others,
         }
     }
 
@@ -193,7 +193,7 @@ impl Datapath {
         Endpoints {
             by_addr: &mut self.endpoints_by_addr,
             by_ifindex: &mut self.endpoints_by_ifindex,
-            writes: &mut self.writes,
+            writes: &mut self.writes.endpoints,
         }
     }
 
@@ -201,7 +201,7 @@ impl Datapath {
     pub fn nodes(&mut self) -> Nodes<'_> {
         Nodes {
             map: &mut self.nodes,
-            writes: &mut self.writes,
+            writes: &mut self.writes.others,
         }
     }
 }
@@ -285,19 +285,9 @@ impl Target for Prefixes<'_> {
     type Value = PrefixTarget;
 
     fn list(&mut self) -> Result<BTreeMap<IpNet, PrefixTarget>> {
-        let mut found = BTreeMap::new();
-        for entry in self.map.iter() {
-            let (key, Raw(prefix)) = entry.context("read eBPF map", names::PREFIXES)?;
-            let Raw(network) = key.data();
-            let key = PrefixKey {
-                bits: key.prefix_len(),
-                network,
-            };
-            if let (Some(net), Some(target)) = (prefix_from_abi(key), PrefixTarget::from_abi(prefix)) {
-                found.insert(net, target);
-            }
-        }
-        Ok(found)
+        let entries = batch::entries::<PrefixKey, Prefix>(names::PREFIXES, self.map.map())?;
+        let known = |(key, prefix)| Some((prefix_from_abi(key)?, PrefixTarget::from_abi(prefix)?));
+        Ok(entries.into_iter().filter_map(known).collect())
     }
 
     fn apply(&mut self, net: &IpNet, target: &PrefixTarget) -> Result<()> {
@@ -320,17 +310,13 @@ impl Target for Blocks<'_> {
     type Value = PrefixTarget;
 
     fn list(&mut self) -> Result<BTreeMap<Ipv4Net, PrefixTarget>> {
-        let mut found = BTreeMap::new();
-        for entry in self.map.iter() {
-            let (Raw(key), Raw(prefix)) = entry.context("read eBPF map", names::BLOCKS)?;
-            let net = key
-                .parts()
-                .and_then(|(network, len)| Ipv4Net::new(network.into(), len).ok());
-            if let (Some(net), Some(target)) = (net, PrefixTarget::from_abi(prefix)) {
-                found.insert(net, target);
-            }
-        }
-        Ok(found)
+        let entries = batch::entries::<BlockKey, Prefix>(names::BLOCKS, self.map.map())?;
+        let known = |(key, prefix): (BlockKey, Prefix)| {
+            let (network, len) = key.parts()?;
+            let net = Ipv4Net::new(network.into(), len).ok()?;
+            Some((net, PrefixTarget::from_abi(prefix)?))
+        };
+        Ok(entries.into_iter().filter_map(known).collect())
     }
 
     fn apply(&mut self, block: &Ipv4Net, target: &PrefixTarget) -> Result<()> {
@@ -381,6 +367,13 @@ impl Endpoint {
         })
     }
 
+    /// The endpoint of these halves: the one found by address, and the one found by its interface.
+    fn from_halves(by_addr: &weft_abi::Endpoint, by_ifindex: Option<&weft_abi::Endpoint>) -> Self {
+        Self::from_abi(by_addr)
+            .filter(|_| by_ifindex.is_some_and(|other| same(by_addr, other)))
+            .unwrap_or(Self::BROKEN)
+    }
+
     /// Half an endpoint: in one map only, or different in the two. No interface has the index zero, so it differs from
     /// everything that is wanted, and is repaired or removed.
     const BROKEN: Self = Self {
@@ -414,19 +407,11 @@ impl Endpoints<'_> {
     /// # Errors
     /// The kernel refused to read a map.
     pub fn get(&self, address: &IpAddr) -> Result<Option<Endpoint>> {
-        self.at_addr(to_abi(*address))?
-            .map(|raw| self.whole(&raw))
-            .transpose()
-    }
-
-    /// The endpoint of which this is the half found by address.
-    fn whole(&self, raw: &weft_abi::Endpoint) -> Result<Endpoint> {
-        let whole = self
-            .at_ifindex(raw.ifindex)?
-            .is_some_and(|other| same(raw, &other));
-        Ok(Endpoint::from_abi(raw)
-            .filter(|_| whole)
-            .unwrap_or(Endpoint::BROKEN))
+        let Some(raw) = self.at_addr(to_abi(*address))? else {
+            return Ok(None);
+        };
+        let other = self.at_ifindex(raw.ifindex)?;
+        Ok(Some(Endpoint::from_halves(&raw, other.as_ref())))
     }
 
     fn at_addr(&self, address: Address) -> Result<Option<weft_abi::Endpoint>> {
@@ -443,15 +428,17 @@ impl Target for Endpoints<'_> {
     type Value = Endpoint;
 
     fn list(&mut self) -> Result<BTreeMap<IpAddr, Endpoint>> {
-        let mut endpoints = BTreeMap::new();
-        for entry in self.by_ifindex.iter() {
-            let (_, Raw(raw)) = entry.context("read eBPF map", names::ENDPOINTS_BY_IFINDEX)?;
-            endpoints.insert(from_abi(raw.address), Endpoint::BROKEN);
-        }
-        for entry in self.by_addr.iter() {
-            let (Raw(address), Raw(raw)) = entry.context("read eBPF map", names::ENDPOINTS_BY_ADDR)?;
-            endpoints.insert(from_abi(address), self.whole(&raw)?);
-        }
+        let by_ifindex = batch::entries::<u32, _>(names::ENDPOINTS_BY_IFINDEX, self.by_ifindex.map())?;
+        let by_ifindex: BTreeMap<u32, weft_abi::Endpoint> = by_ifindex.into_iter().collect();
+        let by_addr = batch::entries::<Address, _>(names::ENDPOINTS_BY_ADDR, self.by_addr.map())?;
+        let mut endpoints: BTreeMap<IpAddr, Endpoint> = by_ifindex
+            .values()
+            .map(|raw| (from_abi(raw.address), Endpoint::BROKEN))
+            .collect();
+        endpoints.extend(by_addr.iter().map(|(address, raw)| {
+            let whole = Endpoint::from_halves(raw, by_ifindex.get(&raw.ifindex));
+            (from_abi(*address), whole)
+        }));
         Ok(endpoints)
     }
 
@@ -512,13 +499,11 @@ impl Target for Nodes<'_> {
     type Value = ();
 
     fn list(&mut self) -> Result<BTreeMap<IpAddr, ()>> {
-        self.map
-            .keys()
-            .map(|key| {
-                key.map(|Raw(address)| (from_abi(address), ()))
-                    .context("read eBPF map", names::NODES)
-            })
-            .collect()
+        let entries = batch::entries::<Address, u32>(names::NODES, self.map.map())?;
+        Ok(entries
+            .into_iter()
+            .map(|(address, _)| (from_abi(address), ()))
+            .collect())
     }
 
     fn apply(&mut self, underlay: &IpAddr, &(): &()) -> Result<()> {

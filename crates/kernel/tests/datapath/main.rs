@@ -5,6 +5,7 @@ mod bench;
 mod delivery;
 mod direct;
 mod echo;
+mod fingerprint;
 mod frames;
 mod lifecycle;
 mod mtu;
