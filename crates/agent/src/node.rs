@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use weft_abi::VXLAN_OVERHEAD;
-use weft_kernel::bpf::{Attachment, Datapath, NodeConfig, PrefixTarget, Program};
+use weft_kernel::bpf::{Datapath, NodeConfig, PrefixTarget, Program};
 use weft_kernel::ipsec::Ipsec;
 use weft_kernel::nft::{Applied, Nft, Ruleset, WeftNft, weft_table};
 use weft_kernel::rtnl::{Link, Rtnl};
@@ -313,27 +313,15 @@ impl NodeNet {
     }
 
     fn uplink(&mut self, desired: &Desired) -> Result<Link, UserError> {
-        let links = self
-            .rtnl
-            .links()
-            .map_err(|error| kernel(codes::NETLINK, &error))?;
         let found = match &self.settings.uplink {
-            Some(name) => links.into_iter().find(|link| link.name == *name),
-            None => {
-                let addresses = self
-                    .rtnl
-                    .addresses(None)
-                    .map_err(|error| kernel(codes::NETLINK, &error))?;
-                let ours = |link: &Link| {
-                    link.name != OVERLAY
-                        && link.name != "lo"
-                        && addresses
-                            .iter()
-                            .any(|held| held.link == link.index && held.net.addr() == desired.address)
-                };
-                links.into_iter().find(ours)
-            }
+            // A name that no interface can have is none's either.
+            Some(name) => self
+                .rtnl
+                .links()
+                .map(|links| links.into_iter().find(|link| link.name == *name)),
+            None => self.link_with(desired.address),
         };
+        let found = found.map_err(|error| kernel(codes::NETLINK, &error))?;
         found.ok_or_else(|| {
             let message = match &self.settings.uplink {
                 Some(name) => format!("the node has no interface {name}"),
@@ -341,6 +329,20 @@ impl NodeNet {
             };
             UserError::new(codes::NO_UPLINK, message, "ip -br address")
         })
+    }
+
+    /// The first link but the overlay's that has this address.
+    fn link_with(&mut self, address: Ipv4Addr) -> Result<Option<Link>, weft_kernel::Error> {
+        let held = self.rtnl.addresses(None)?;
+        let with = held.iter().filter(|held| held.net.addr() == address);
+        let indices: BTreeSet<u32> = with.map(|held| held.link).collect();
+        for index in indices {
+            let link = self.rtnl.link(index)?;
+            if let Some(link) = link.filter(|link| link.name != OVERLAY && link.name != "lo") {
+                return Ok(Some(link));
+            }
+        }
+        Ok(None)
     }
 
     /// Other nodes know this one by `desired.address` and drop what comes from any other.
@@ -459,33 +461,27 @@ impl NodeNet {
     fn programs(&mut self, uplink: &Link, overlay: u32, pass: &mut Pass) -> Result<(), weft_kernel::Error> {
         let mut datapath = lock(&self.datapath);
         // At the first pass the programs may be those of an earlier agent, to be replaced by this one's.
-        let attached = if self.done.is_none() && pass.mends() {
-            BTreeSet::new()
-        } else {
-            datapath.attached()?
-        };
-        let mut missing = |programs: [Program; 2], link: u32, name: &str| {
+        let adopted = self.done.is_some() || !pass.mends();
+        let mut missing = |datapath: &Datapath, programs: [Program; 2], link: u32, name: &str| {
+            let attached = if adopted {
+                datapath.attached_to(link)?
+            } else {
+                BTreeSet::new()
+            };
             let missing: Vec<&str> = programs
                 .into_iter()
-                .filter(|&program| {
-                    !attached.contains(&Attachment {
-                        ifindex: link,
-                        program,
-                    })
-                })
+                .filter(|program| !attached.contains(program))
                 .map(Program::name)
                 .collect();
             let what = || format!("{} not attached to {name}", missing.join(" and "));
-            !missing.is_empty() && pass.differs(FindingKind::Program, OWNER, what())
+            Ok(!missing.is_empty() && pass.differs(FindingKind::Program, OWNER, what()))
         };
-        if missing(
-            [Program::FromUplink, Program::ToUplink],
-            uplink.index,
-            &uplink.name,
-        ) {
+        let programs = [Program::FromUplink, Program::ToUplink];
+        if missing(&datapath, programs, uplink.index, &uplink.name)? {
             datapath.attach_uplink(uplink.index, &uplink.name)?;
         }
-        if missing([Program::FromOverlay, Program::ToOverlay], overlay, OVERLAY) {
+        let programs = [Program::FromOverlay, Program::ToOverlay];
+        if missing(&datapath, programs, overlay, OVERLAY)? {
             datapath.attach_overlay(overlay, OVERLAY)?;
         }
         Ok(())

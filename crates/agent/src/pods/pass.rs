@@ -14,7 +14,7 @@ use weft_ipam::ledger::{self, Details, Entry};
 use weft_kernel::NetNs;
 use weft_kernel::rtnl::Link;
 use weft_model::audit::{Finding, FindingKind, Held, Remedy};
-use weft_model::{UserError, codes};
+use weft_model::{AttachmentKey, UserError, codes};
 
 /// How long a namespace has to be gone before its attachment is given up without a DEL. A runtime that removes a
 /// sandbox sends DEL before or right after it removes the namespace.
@@ -72,32 +72,30 @@ impl<K: PodKernel> Pods<K> {
     /// Interfaces whose addresses the ledger has released. Opening the ledger undoes what never became active; an agent
     /// that died right behind that, or could not take it out of the kernel, leaves them. One that the ledger never knew is
     /// a running pod's whose ledger was lost, and stays.
-    fn released(&self, entries: &[(Ipv4Addr, Entry)], pass: &mut Pass) -> Result<(), String> {
-        let attached = self
-            .kernel
-            .attached()
-            .map_err(|error| format!("cannot list the pods' interfaces: {error}"))?;
+    fn released(&self, entries: &[(Ipv4Addr, Entry)], attached: &BTreeSet<AttachmentKey>, pass: &mut Pass) {
         let owners: BTreeSet<_> = entries
             .iter()
             .filter_map(|(_, entry)| entry.owner())
             .map(|owner| &owner.key)
             .collect();
-        for key in attached.into_iter().filter(|key| !owners.contains(key)) {
+        for key in attached.iter().filter(|key| !owners.contains(key)) {
             let Some(address) = entries.iter().find_map(|(address, entry)| match entry {
-                Entry::Released(released) => (released.last.as_ref()?.key == key).then_some(*address),
+                Entry::Released(released) => (released.last.as_ref()?.key == *key).then_some(*address),
                 _ => None,
             }) else {
                 continue;
             };
             let what = format!("its interface is there still, though {address} was given back");
             if pass.differs(FindingKind::Link, &key.to_string(), what) {
-                let attachment = Attachment { key, address };
+                let attachment = Attachment {
+                    key: key.clone(),
+                    address,
+                };
                 if let Err(error) = self.kernel.detach(&attachment) {
                     tracing::error!(%attachment, %error, "cannot remove an interface whose address was given back");
                 }
             }
         }
-        Ok(())
     }
 
     /// Whether one of the pods' interfaces of these names is not as it should be, or is gone.
@@ -155,8 +153,17 @@ impl<K: PodKernel> Pods<K> {
                 "cannot compare the pods' interfaces with the ledger: {error}"
             ))
         })?;
-        if !pass.is_of_maps_only() {
-            self.released(&entries, pass).map_err(wrong)?;
+        let attached = if pass.is_of_maps_only() {
+            None
+        } else {
+            let attached = self
+                .kernel
+                .attached()
+                .map_err(|error| wrong(format!("cannot list the pods' interfaces: {error}")))?;
+            Some(BTreeSet::from_iter(attached))
+        };
+        if let Some(attached) = &attached {
+            self.released(&entries, attached, pass);
         }
         let mut attachments = Vec::new();
         for (address, entry) in &entries {
@@ -179,11 +186,7 @@ impl<K: PodKernel> Pods<K> {
                 "cannot put the interface of a running pod right: {error}"
             ))
         });
-        let lost = if pass.is_of_maps_only() {
-            Ok(())
-        } else {
-            self.lost(&entries, mtu, now, pass)
-        };
+        let lost = attached.map_or(Ok(()), |there| self.lost(&entries, &there, mtu, now, pass));
         let names: BTreeMap<String, String> = entries
             .iter()
             .filter_map(|(_, entry)| entry.owner())
@@ -197,16 +200,11 @@ impl<K: PodKernel> Pods<K> {
     fn lost(
         &self,
         entries: &[(Ipv4Addr, Entry)],
+        there: &BTreeSet<AttachmentKey>,
         mtu: u32,
         now: Instant,
         pass: &mut Pass,
     ) -> Result<(), String> {
-        let there: BTreeSet<_> = self
-            .kernel
-            .attached()
-            .map_err(|error| format!("cannot list the pods' interfaces: {error}"))?
-            .into_iter()
-            .collect();
         let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         gone.retain(|key, _| !there.contains(key));
         let mut failed = Ok(());

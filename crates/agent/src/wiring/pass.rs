@@ -18,6 +18,8 @@ use weft_model::audit::{FindingKind, Remedy};
 struct Held {
     routes: BTreeSet<Route>,
     neighbours: BTreeSet<Neighbour>,
+    /// By interface index.
+    rp_filters: BTreeMap<u32, u32>,
     programs: BTreeSet<bpf::Attachment>,
 }
 
@@ -83,6 +85,7 @@ impl Wiring {
         let held = Held {
             routes: node.routes(RouteFilter::own())?.into_iter().collect(),
             neighbours: node.neighbours(None)?.into_iter().collect(),
+            rp_filters: node.rp_filters()?,
             programs: if adopted || !pass.mends() {
                 lock(&self.datapath).attached()?
             } else {
@@ -170,7 +173,9 @@ impl Wiring {
         {
             node.set_mtu(*index, host_mtu(mtu))?;
         }
-        pass.sysctl(&owner, &Key::ipv4_conf(name, "rp_filter")?, LOOSE)?;
+        if held.rp_filters.get(index).map(u32::to_string).as_deref() != Some(LOOSE) {
+            pass.sysctl(&owner, &Key::ipv4_conf(name, "rp_filter")?, LOOSE)?;
+        }
         if !link.up && pass.differs(FindingKind::Link, &owner, format!("interface {name} is down")) {
             node.set_up(*index, true)?;
         }

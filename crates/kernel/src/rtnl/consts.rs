@@ -1,4 +1,4 @@
-//! Numbers of include/uapi/linux/{rtnetlink,fib_rules,if_link,if_addr,neighbour,veth}.h.
+//! Numbers of include/uapi/linux/{rtnetlink,fib_rules,if_link,if_addr,neighbour,netconf,veth}.h.
 
 pub(super) const RTM_NEWLINK: u16 = 16;
 pub(super) const RTM_DELLINK: u16 = 17;
@@ -18,6 +18,15 @@ pub(super) const RTM_DELRULE: u16 = 33;
 pub(super) const RTM_GETRULE: u16 = 34;
 pub(super) const RTM_DELQDISC: u16 = 37;
 pub(super) const RTM_DELTFILTER: u16 = 45;
+pub(super) const RTM_NEWNETCONF: u16 = 80;
+pub(super) const RTM_GETNETCONF: u16 = 82;
+
+pub(super) const NETCONFA_IFINDEX: u16 = 1;
+pub(super) const NETCONFA_RP_FILTER: u16 = 3;
+/// -1, not a link's.
+pub(super) const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
+/// -2, what new links begin with.
+pub(super) const NETCONFA_IFINDEX_DEFAULT: u32 = u32::MAX - 1;
 
 pub(super) const IFLA_ADDRESS: u16 = 1;
 pub(super) const IFLA_IFNAME: u16 = 3;

@@ -5,6 +5,7 @@ mod consts;
 mod link;
 mod monitor;
 mod neighbour;
+mod netconf;
 mod new_link;
 mod route;
 mod rule;
