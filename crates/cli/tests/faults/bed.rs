@@ -363,6 +363,11 @@ impl Audit {
             .collect()
     }
 
+    /// How many other nodes the agent knows.
+    pub(crate) fn nodes(&self) -> u64 {
+        self.0["checked"]["nodes"].as_u64().expect("a number")
+    }
+
     /// Who has which address.
     pub(crate) fn held(&self) -> BTreeMap<String, Ipv4Addr> {
         let held = self.0["held"].as_array().expect("a list");

@@ -1,10 +1,10 @@
-//! What an ADD and a DEL cost, counted in system calls: the same on every machine, and no quiet growth.
+//! What an ADD, a DEL and an agent at rest cost, counted in system calls: the same on every machine, and no quiet growth.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::bed::{Bed, Sandbox};
-use crate::support::text;
+use crate::support::{text, weft_ok};
 use crate::sweep::{Attached, has_strace, strace};
 
 /// How many system calls there may be. What was counted is a little below: a debug build on Linux 6.18 with glibc.
@@ -103,29 +103,34 @@ fn one(bed: &Bed, verb: &str, sandbox: &Sandbox) -> [Calls; 2] {
         std::fs::remove_file(&log).expect("the log goes");
         text
     });
-    [calls(&plugin, None), calls(&agent, Some(SERVING))]
+    let mut serving = threads(&agent);
+    let itself = format!("prctl(PR_SET_NAME, \"{SERVING}\"");
+    let is_named = |own: &[&str]| own.iter().any(|line| line.starts_with(&itself));
+    let started: BTreeSet<String> = serving
+        .values()
+        .filter(|own| is_named(own))
+        .flatten()
+        .filter(|line| line.contains("clone3"))
+        .filter_map(|line| Some(line.rsplit_once(" = ")?.1.to_owned()))
+        .collect();
+    serving.retain(|thread, own| is_named(own) || started.contains(*thread));
+    [calls(&threads(&plugin)), calls(&serving)]
 }
 
-/// Counts the calls in a log of `strace -f`: of all threads, or of those of that name and the ones they started.
-fn calls(log: &str, of: Option<&str>) -> Calls {
-    let mut threads: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+/// The lines of a log of `strace -f`, by thread.
+type Threads<'a> = BTreeMap<&'a str, Vec<&'a str>>;
+
+fn threads(log: &str) -> Threads<'_> {
+    let mut threads = Threads::new();
     for line in log.lines() {
         if let Some((thread, rest)) = line.split_once(' ') {
             threads.entry(thread).or_default().push(rest.trim_start());
         }
     }
-    if let Some(name) = of {
-        let itself = format!("prctl(PR_SET_NAME, \"{name}\"");
-        let is_named = |own: &[&str]| own.iter().any(|line| line.starts_with(&itself));
-        let started: BTreeSet<String> = threads
-            .values()
-            .filter(|own| is_named(own))
-            .flatten()
-            .filter(|line| line.contains("clone3"))
-            .filter_map(|line| Some(line.rsplit_once(" = ")?.1.to_owned()))
-            .collect();
-        threads.retain(|thread, own| is_named(own) || started.contains(*thread));
-    }
+    threads
+}
+
+fn calls(threads: &Threads<'_>) -> Calls {
     let mut calls = Calls::new();
     for own in threads.values() {
         // Neither signals nor the second half of a call that another thread interrupted.
@@ -146,4 +151,158 @@ fn calls(log: &str, of: Option<&str>) -> Calls {
 
 fn total(calls: &Calls) -> usize {
     calls.values().sum()
+}
+
+/// What an agent at rest may do; what was counted is a little below.
+const REST: Rest = Rest {
+    pass: 385,
+    pass_of_pod: 8,
+    look: 52,
+};
+
+/// The same for so many nodes more: a batch of map entries takes one call, and all that share a route one question.
+const MORE_NODES: usize = 200;
+const FOR_MORE_NODES: usize = 20;
+const MORE_PODS: usize = 5;
+
+/// System calls of an agent at rest.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    /// A full pass, every 30 s, without pods and other nodes.
+    pass: usize,
+    /// For each pod more.
+    pass_of_pod: usize,
+    /// A look at the maps, twice a second.
+    look: usize,
+}
+
+#[test]
+fn an_agent_at_rest_takes_no_more_system_calls_than_it_may() {
+    if !has_strace("an_agent_at_rest_takes_no_more_system_calls_than_it_may") {
+        return;
+    }
+    let bed = Bed::new("rest");
+    bed.until("at rest", |audit| audit.findings().is_empty());
+    let alone = at_rest(&bed, "alone");
+    let sandboxes: Vec<Sandbox> = (0..MORE_PODS)
+        .map(|number| bed.sandbox(&format!("p{number}")))
+        .collect();
+    for sandbox in &sandboxes {
+        bed.add(sandbox);
+    }
+    let with_pods = at_rest(&bed, "with pods");
+    add_nodes(&bed);
+    bed.until("the nodes", |audit| {
+        audit.nodes() == MORE_NODES as u64 && audit.findings().is_empty()
+    });
+    let with_nodes = at_rest(&bed, "with nodes");
+
+    let mut over = Vec::new();
+    for (what, took, may) in [
+        ("a full pass", alone.pass, REST.pass),
+        (
+            "a full pass with pods",
+            with_pods.pass,
+            alone.pass + MORE_PODS * REST.pass_of_pod,
+        ),
+        (
+            "a full pass with pods and nodes",
+            with_nodes.pass,
+            with_pods.pass + FOR_MORE_NODES,
+        ),
+        ("a look", alone.look, REST.look),
+        ("a look with pods and nodes", with_nodes.look, REST.look),
+    ] {
+        eprintln!("{what}: {took} system calls, may be {may}");
+        if took > may {
+            over.push(format!(
+                "{what} takes {} more system calls than the {may} it may",
+                took - may
+            ));
+        }
+    }
+    assert!(over.is_empty(), "{}", over.join("\n"));
+}
+
+/// The pass with the fewest calls, and the middle one of the looks: some are cut short.
+fn at_rest(bed: &Bed, when: &str) -> Observed {
+    let tries: Vec<Observed> = (0..TRIES).map(|_| observe(bed)).collect();
+    eprintln!("{when}: {tries:?}");
+    let mut looks: Vec<usize> = tries.iter().map(|seen| seen.look).collect();
+    looks.sort_unstable();
+    Observed {
+        pass: tries.iter().map(|seen| seen.pass).min().expect("a try"),
+        look: looks[TRIES / 2],
+    }
+}
+
+/// What the agent's two threads that look at the kernel did.
+#[derive(Clone, Copy, Debug)]
+struct Observed {
+    pass: usize,
+    look: usize,
+}
+
+fn observe(bed: &Bed) -> Observed {
+    let agent = bed.agent();
+    let thread = |name: &str| {
+        let tasks = std::fs::read_dir(format!("/proc/{agent}/task")).expect("the agent runs");
+        let named = |task: &std::fs::DirEntry| {
+            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        };
+        let task = tasks.flatten().find(named).expect("a thread of that name");
+        task.file_name().into_string().expect("a number")
+    };
+    let (keep, watch) = (thread("keep"), thread("watch-maps"));
+    let log = std::env::temp_dir().join(format!("{}.rest.strace", bed.lab()));
+    let attached = Attached::to(agent, &strace(&["-o", log.to_str().expect("UTF-8")]));
+    // A link that is nobody's pod's has changed: the occasion for a full pass.
+    let alias = |text: &str| {
+        let set = || {
+            let mut rtnl = weft_kernel::rtnl::Rtnl::open().expect("a socket");
+            rtnl.set_alias("eth0", text).expect("an alias");
+        };
+        bed.node().run(set).expect("the node's namespace");
+    };
+    alias("rest");
+    std::thread::sleep(Duration::from_secs(2));
+    drop(attached);
+    let text = std::fs::read_to_string(&log).expect("strace's log");
+    std::fs::remove_file(&log).expect("the log goes");
+    alias("");
+    // Its pass is over before the next try.
+    std::thread::sleep(Duration::from_secs(1));
+    let all = threads(&text);
+    let of = |thread: String| -> Threads<'_> {
+        let own = all.iter().filter(|(of, _)| **of == thread);
+        own.map(|(of, lines)| (*of, lines.clone())).collect()
+    };
+    let (keep, watch) = (of(keep), of(watch));
+    let pass = total(&calls(&keep));
+    assert!(pass > 100, "no full pass: {pass} calls");
+    let looks = watch
+        .values()
+        .flatten()
+        .filter(|line| line.starts_with("clock_nanosleep"));
+    Observed {
+        pass,
+        look: total(&calls(&watch)) / looks.count().max(1),
+    }
+}
+
+/// Nodes without machines on the node's own subnet.
+fn add_nodes(bed: &Bed) {
+    let nodes: Vec<String> = (0..MORE_NODES)
+        .map(|number| {
+            format!(
+                "apiVersion: v1\nkind: Node\nmetadata:\n  name: ghost-{number}\nstatus:\n  addresses:\n  - type: \
+                 InternalIP\n    address: 10.224.7.{}\n  capacity: {{pods: '250'}}\n",
+                number + 1
+            )
+        })
+        .collect();
+    let file = std::env::temp_dir().join(format!("{}.nodes.yaml", bed.lab()));
+    std::fs::write(&file, nodes.join("---\n")).expect("a file");
+    weft_ok(&["lab", "apply", bed.lab(), "-f", file.to_str().expect("UTF-8")]);
+    std::fs::remove_file(&file).expect("the file goes");
 }
