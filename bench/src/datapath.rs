@@ -50,10 +50,12 @@ pub(crate) enum Test {
     TcpCrr,
     /// Small datagrams, sender and receiver on two CPUs.
     UdpPps,
-    /// One stream whose packets cross the underlay at MTU size.
+    /// One stream whose packets cross the underlay at MTU size, without offloads.
     Stream,
     /// Four of them at once.
     FourStreams,
+    /// One stream whose packets are merged when they arrive, as most NICs' drivers have it.
+    MergedStream,
 }
 
 /// One run of a test.
@@ -115,13 +117,14 @@ impl Scenario {
 // === impl Test ===
 
 impl Test {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::TcpRr,
         Self::TcpRrTwoCpus,
         Self::TcpCrr,
         Self::UdpPps,
         Self::Stream,
         Self::FourStreams,
+        Self::MergedStream,
     ];
 
     fn command(self) -> &'static [&'static str] {
@@ -129,13 +132,13 @@ impl Test {
             Self::TcpRr | Self::TcpRrTwoCpus => &["tcp-rr"],
             Self::TcpCrr => &["tcp-crr"],
             Self::UdpPps => &["udp-pps"],
-            Self::Stream => &["stream"],
+            Self::Stream | Self::MergedStream => &["stream"],
             Self::FourStreams => &["stream", "--streams", "4"],
         }
     }
 
     fn streams(self) -> bool {
-        matches!(self, Self::Stream | Self::FourStreams)
+        matches!(self, Self::Stream | Self::FourStreams | Self::MergedStream)
     }
 
     /// Whether both ends run on one CPU.
@@ -150,7 +153,7 @@ impl Test {
             // SNAT to one address and port has 64 k source ports, which connections keep for minutes after their end.
             Self::TcpCrr => scenario != Scenario::Outside,
             Self::Stream => matches!(scenario, Scenario::Cross | Scenario::Outside),
-            Self::TcpRrTwoCpus | Self::FourStreams => scenario == Scenario::Cross,
+            Self::TcpRrTwoCpus | Self::FourStreams | Self::MergedStream => scenario == Scenario::Cross,
         }
     }
 }
@@ -295,9 +298,9 @@ impl Noise {
     }
 }
 
-/// Makes uplinks and wire like those of machines for the tests that ask for it: packets cross at MTU size and are merged
-/// when they arrive. As long as one end of a veth pair would segment, the kernel leaves what arrives at the other out of
-/// its receive offload (`veth_skb_is_eligible_for_gro`, drivers/net/veth.c), so both ends are switched.
+/// Switches uplinks and wire to packets at MTU size for the tests that ask for it. As long as one end of a veth pair would
+/// segment, the kernel leaves what arrives at the other out of its receive offload (`veth_skb_is_eligible_for_gro`,
+/// drivers/net/veth.c), so both ends are switched.
 fn with_offloads(competitor: &Competitor, test: Test, body: impl FnOnce() -> Result<Value>) -> Result<Value> {
     if !test.streams() {
         return body();
@@ -311,7 +314,11 @@ fn with_offloads(competitor: &Competitor, test: Test, body: impl FnOnce() -> Res
             netns::run(end.at.command(this_program()?).args(["offload", &end.link, mode]))
         })
     };
-    switch(["nic", "port"])?;
+    let node = match test {
+        Test::MergedStream => "merging",
+        _ => "bare",
+    };
+    switch([node, "bare"])?;
     let result = body();
     switch(["veth", "veth"])?;
     result

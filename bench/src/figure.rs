@@ -42,7 +42,7 @@ pub(crate) enum Verdict {
     Hidden,
 }
 
-pub(crate) const FIGURES: [Figure; 11] = {
+pub(crate) const FIGURES: [Figure; 13] = {
     use Better::{Less, More};
     [
         Figure {
@@ -117,6 +117,20 @@ pub(crate) const FIGURES: [Figure; 11] = {
         },
         Figure {
             test: Test::FourStreams,
+            title: "– its CPU time",
+            unit: "s/GB",
+            field: "cpu_s_per_gb",
+            better: Less,
+        },
+        Figure {
+            test: Test::MergedStream,
+            title: "TCP stream, merged on arrival",
+            unit: "Gbit/s",
+            field: "gbit_per_s",
+            better: More,
+        },
+        Figure {
+            test: Test::MergedStream,
             title: "– its CPU time",
             unit: "s/GB",
             field: "cpu_s_per_gb",

@@ -12,10 +12,10 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
 pub(crate) enum Mode {
     /// As veth gives them: packets cross as large as they are sent
     Veth,
-    /// A NIC without segmentation offload: packets leave at MTU size, and are merged when they arrive
-    Nic,
-    /// A switch's port: packets leave at MTU size, and nothing is merged
-    Port,
+    /// Packets leave at MTU size, and are merged when they arrive
+    Merging,
+    /// Packets leave at MTU size, and nothing is merged
+    Bare,
 }
 
 /// Features by the names of `net/ethtool/common.c`.
@@ -60,7 +60,7 @@ pub(crate) fn set(link: &str, mode: Mode) -> Result<()> {
     let bits: Vec<u8> = SEGMENTATION
         .iter()
         .map(|name| (*name, mode == Mode::Veth))
-        .chain([(RECEIVE, mode == Mode::Nic)])
+        .chain([(RECEIVE, mode == Mode::Merging)])
         .flat_map(|(name, on)| {
             let mut bit = attribute(ETHTOOL_A_BITSET_BIT_NAME, &string(name));
             if on {
