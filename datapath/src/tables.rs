@@ -10,8 +10,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Address, BlockKey, Config, Counter, DropReason, Endpoint, FlowKey, ForwardPath, FragmentKey, Prefix, PrefixKey,
-    PrefixKind, packet::PROTOCOL_TCP,
+    Address, BlockKey, Config, Counter, DropReason, Endpoint, FlowKey, ForwardPath, FragmentKey, Prefix,
+    PrefixKey, PrefixKind, packet::PROTOCOL_TCP,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;

@@ -2,7 +2,10 @@
 //! for the node's address before they search the trie. They read from the IP header on, so that an uplink without
 //! Ethernet headers does as well.
 
-use weft_abi::{Address, Config, DropReason, PrefixKind, packet::{ETHERTYPE_IPV4, IPV4_HALFWORDS, Ipv4}};
+use weft_abi::{
+    Address, Config, DropReason, PrefixKind,
+    packet::{ETHERTYPE_IPV4, IPV4_HALFWORDS, Ipv4},
+};
 
 use crate::{
     skb::Skb,
