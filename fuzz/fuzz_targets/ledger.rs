@@ -109,7 +109,8 @@ fn whole() -> &'static Vec<u8> {
                 .reserve(key.clone(), Details::default())
                 .expect("an address");
             if number > 0 {
-                ledger.activate(&key).expect("an attachment");
+                let recording = ledger.record(&key).expect("a reservation");
+                recording.activate().expect("an attachment");
             }
             if number == 1 {
                 ledger.release(&key).expect("an attachment");
