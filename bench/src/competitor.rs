@@ -195,9 +195,9 @@ pub(crate) fn outside(underlay: &Underlay, client: Place) -> Result<Path> {
 impl Uplink {
     /// The uplink called `link` of a node whose other end is in `switch`.
     pub(crate) fn find(node: Place, link: &str, switch: Place) -> Result<Self> {
-        let own: Value = links(&node, link)?;
+        let own = links(&node, &["dev", link])?;
         let peer = own[0]["link_index"].as_u64();
-        let ports = links(&switch, "")?;
+        let ports = links(&switch, &[])?;
         let port = ports
             .as_array()
             .into_iter()
@@ -219,12 +219,9 @@ impl Uplink {
     }
 }
 
-/// What `ip` says of a link, or of all of them.
-fn links(at: &Place, link: &str) -> Result<Value> {
+/// What `ip` says of the links that `which` selects.
+fn links(at: &Place, which: &[&str]) -> Result<Value> {
     let mut command = at.command("ip");
-    command.args(["-json", "link", "show"]);
-    if !link.is_empty() {
-        command.args(["dev", link]);
-    }
+    command.args(["-json", "link", "show"]).args(which);
     serde_json::from_str(&netns::read(&mut command)?).context("parse the output of ip")
 }

@@ -1,6 +1,6 @@
 //! Programs of the uplink. Most packets there are the node's own, outer headers of the overlay included, so they look
-//! for the node's address before they search the trie. They read from the IP header on, so that an uplink without
-//! Ethernet headers does as well.
+//! for the node's address before they search for prefixes. Where nothing says that the uplink has Ethernet headers, they
+//! read from the IP header on.
 
 use weft_abi::{
     Address, Config, DropReason, PrefixKind,

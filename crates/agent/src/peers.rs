@@ -17,26 +17,25 @@ pub fn update(
     desired: &Desired,
     paths: &Paths,
 ) -> Result<(), weft_kernel::Error> {
-    let changed = |net: &Ipv4Net, prefix: &Prefix| done.prefixes.get(net) != Some(prefix);
-    let mut prefixes = datapath.prefixes();
-    for (net, prefix) in &desired.prefixes {
-        if changed(net, prefix) {
-            prefixes.apply(&(*net).into(), &target(*prefix, paths))?;
-        }
-    }
-    let gone = || {
-        done.prefixes
-            .keys()
-            .filter(|net| !desired.prefixes.contains_key(net))
-    };
-    // A longer prefix decides whether the block around it is found by one look.
-    let changed = desired
+    let changed: Vec<(&Ipv4Net, &Prefix)> = desired
         .prefixes
         .iter()
-        .filter(|(net, prefix)| changed(net, prefix));
+        .filter(|(net, prefix)| done.prefixes.get(*net) != Some(*prefix))
+        .collect();
+    let gone: Vec<&Ipv4Net> = done
+        .prefixes
+        .keys()
+        .filter(|net| !desired.prefixes.contains_key(*net))
+        .collect();
+    let mut prefixes = datapath.prefixes();
+    for (net, prefix) in &changed {
+        prefixes.apply(&(**net).into(), &target(**prefix, paths))?;
+    }
+    // A longer prefix decides whether the block around it is found by one look.
     let touched: BTreeSet<Ipv4Net> = changed
-        .map(|(net, _)| net)
-        .chain(gone())
+        .iter()
+        .map(|(net, _)| *net)
+        .chain(gone.iter().copied())
         .filter_map(|net| desired.block_around(net))
         .collect();
     let mut blocks = datapath.blocks();
@@ -48,7 +47,7 @@ pub fn update(
         }
     }
     let mut prefixes = datapath.prefixes();
-    for net in gone() {
+    for net in gone {
         prefixes.remove(&(*net).into())?;
     }
     let mut nodes = datapath.nodes();
